@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BITS", "RMS", "Repeats", "copies", "dhash", "hashes_of", "near_copies", "near_pairs", "thumbnails"]
+__all__ = ["BITS", "RMS", "Repeats", "cells", "copies", "dhash", "grey", "hashes_of", "near_copies", "near_pairs", "thumbnails"]
 
 BITS, RMS = 4, 0.02
 """Most different bits of the hashes, and most root mean square difference of the thumbnails, where 1 is black to white."""
@@ -52,7 +52,7 @@ def copies(train: NDArray[Any], held: NDArray[Any]) -> Repeats:
     return Repeats(pairs[:, 0], pairs[:, 1])
 
 
-def _cells(grey: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+def cells(pixels: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     """(N, height, width): means over cells of (N, H, W), a pixel at a border counted in proportion."""
 
     def weights(size: int, cells: int) -> NDArray[Any]:
@@ -61,12 +61,12 @@ def _cells(grey: NDArray[Any], height: int, width: int) -> NDArray[Any]:
         overlap = np.clip(high - low, 0, None)
         return np.asarray(overlap / overlap.sum(1, keepdims=True), np.float32)
 
-    narrow = grey.reshape(-1, grey.shape[2]) @ weights(grey.shape[2], width).T
-    out: NDArray[Any] = np.einsum("hH,nHw->nhw", weights(grey.shape[1], height), narrow.reshape(len(grey), -1, width), optimize=True)
+    narrow = pixels.reshape(-1, pixels.shape[2]) @ weights(pixels.shape[2], width).T
+    out: NDArray[Any] = np.einsum("hH,nHw->nhw", weights(pixels.shape[1], height), narrow.reshape(len(pixels), -1, width), optimize=True)
     return out
 
 
-def _grey(images: NDArray[Any]) -> NDArray[Any]:
+def grey(images: NDArray[Any]) -> NDArray[Any]:
     """(N, H, W) from 0 to 1, from (N, C, H, W) with 0 to 255."""
     whole: NDArray[Any] = images.astype(np.float32) / 255
     if whole.shape[1] == 3:
@@ -76,14 +76,14 @@ def _grey(images: NDArray[Any]) -> NDArray[Any]:
 
 def dhash(images: NDArray[Any]) -> NDArray[np.uint64]:
     """Return the 64-bit difference hash of each image, (N, C, H, W) with values from 0 to 255. Cells that differ by rounding alone are equal."""
-    cells = _cells(_grey(images), 8, 9)
-    bits = np.packbits((cells[:, :, 1:] > cells[:, :, :-1] + _ROUNDING).reshape(len(cells), 64), axis=1)
+    small = cells(grey(images), 8, 9)
+    bits = np.packbits((small[:, :, 1:] > small[:, :, :-1] + _ROUNDING).reshape(len(small), 64), axis=1)
     return bits.view(">u8").reshape(-1).astype(np.uint64)
 
 
 def thumbnails(images: NDArray[Any]) -> NDArray[Any]:
     """Return grey thumbnails from 0 to 1, (N, 256)."""
-    return _cells(_grey(images), _SIDE, _SIDE).reshape(len(images), -1)
+    return cells(grey(images), _SIDE, _SIDE).reshape(len(images), -1)
 
 
 def _described(images: NDArray[Any]) -> tuple[NDArray[np.uint64], NDArray[Any]]:

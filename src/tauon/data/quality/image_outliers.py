@@ -16,7 +16,7 @@ from tauon.data.dedup.images import thumbnails
 from tauon.data.quality.base import DataView, Finding, QualityCheck, counted, examples_of, show
 from tauon.data.quality.columns import robust_distance
 
-__all__ = ["BlankImages", "ImageOutliers", "blank_images", "odd_images"]
+__all__ = ["BlankImages", "ImageOutliers", "blank_images", "blank_rows", "odd_images"]
 
 SPREAD = 0.01
 """Standard deviation of the pixels, as a share of black to white, below which an image shows nothing."""
@@ -35,7 +35,7 @@ class BlankImages(QualityCheck):
     title = "Blank images"
 
     def find(self, view: DataView) -> Iterator[Finding]:
-        rows = tuple((i,) for i in _blank(view).tolist())
+        rows = tuple((i,) for i in blank_rows(view).tolist())
         if rows:
             message = f"{counted(len(rows), 'image')} blank: all pixels have nearly the same value. Leave them out with data.clean: [{{kind: blank}}]"
             yield Finding("blank images", "warn", message, rows, examples_of(view, rows, lambda i: show(view, i)))
@@ -57,7 +57,8 @@ class ImageOutliers(QualityCheck):
             yield Finding("outliers", "warn", message, rows, examples_of(view, rows, lambda i: show(view, i), lambda k: reasons[k]))
 
 
-def _blank(view: DataView) -> NDArray[np.int64]:
+def blank_rows(view: DataView) -> NDArray[np.int64]:
+    """Return the images of a view that show nothing."""
     assert view.images is not None
     images = view.images
     found: NDArray[np.int64] = view.once("blank", lambda: blank_images(images))
@@ -73,7 +74,7 @@ def blank_images(images_NCHW: NDArray[np.uint8]) -> NDArray[np.int64]:
 def odd_images(view: DataView) -> dict[int, str]:
     """Return images unlike the others, with the reason. Blank ones are not among them, and do not count as others."""
     assert view.images is not None
-    rows = np.setdiff1d(np.arange(len(view)), _blank(view))
+    rows = np.setdiff1d(np.arange(len(view)), blank_rows(view))
     if len(rows) < _LEAST:
         return {}
     odd: dict[int, str] = {}

@@ -6,22 +6,35 @@ the labels that it contradicts are named is decided in `wrong_labels`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tauon.config import register
-from tauon.data.quality.base import DataView, Finding, QualityCheck, counted, examples_of, show
-from tauon.data.quality.columns import given_away, number_columns, word_columns
-from tauon.data.quality.image_outliers import blank_images, odd_images
+from tauon.data.clean.signals import level_of
+from tauon.data.quality.base import DataView, Finding, QualityCheck, Severity, counted, examples_of, show
+from tauon.data.quality.columns import far_outside, given_away, number_columns, word_columns
+from tauon.data.quality.image_gradients import gradients
+from tauon.data.quality.image_outliers import blank_rows, odd_images
 from tauon.data.quality.label_errors import find_label_errors
+from tauon.data.quality.leave_one_out import leave_one_out
+from tauon.data.quality.near import fingerprint
 from tauon.data.quality.out_of_fold import out_of_fold
+from tauon.data.quality.signal_faults import SILENT
 from tauon.data.quality.text_outliers import odd_texts
+from tauon.errors import MissingExtra
 
 __all__ = ["WrongLabels", "wrong_labels"]
 
+SURE, SURER = 0.3, 0.7
+"""Margin from which a label is named, as a share of the usual lead of a label: where few labels are contradicted, and where many are."""
+FEW, MANY = 0.05, 0.065
+"""Shares of contradicted labels between which the one becomes the other."""
+WORTH = 0.015
+"""Share of wrong labels from which on it is a warning."""
+FOLDS = 5
 MOST = 20_000
 """Records that are looked at; of more, a sample."""
 _WORDS = 30
@@ -44,26 +57,109 @@ class WrongLabels(QualityCheck):
         if total > MOST:
             rows = rows[np.linspace(0, total - 1, MOST).astype(np.int64)]
         names, labels = np.unique(view.labels_N[rows], return_inverse=True)
+        rare = np.bincount(labels) < 2 * FOLDS
+        kept = ~rare[labels]  # a model without a record must still know its class
+        rows, (names, labels) = rows[kept], (names[~rare], np.unique(labels[kept], return_inverse=True)[1])
         if len(names) < 2:
             return
-        examples = features_of(view, rows)
-        groups = np.unique([view.groups_N[i] for i in rows], return_inverse=True)[1] if len(view.groups_N) else None
-        probabilities = out_of_fold(examples, labels, seed=view.seed, groups=groups)
-        found, suggested = wrong_labels(labels, probabilities)
+        scores = _scores(view, rows, labels)
+        found, suggested = wrong_labels(labels, scores)
         if not len(found):
             return
-        accuracy = float((probabilities.argmax(1) == labels).mean())
+        accuracy = float((scores.argmax(1) == labels).mean())
+        unsure = 1 - accuracy > FEW
         sample = f" of a sample of {len(rows):,}" if len(rows) < total else ""
         message = (
             f"{counted(len(found), 'label')} probably wrong{sample}: a model that did not see the record is sure of another class (it agrees with {accuracy:.1%} "
-            "of all labels). Look at them before training"
+            "of all labels). "
+            + ("It is often wrong itself, so that many of these are borderline cases" if unsure else "Look at them before training")
         )
+        severity: Severity = "note" if unsure or len(found) < WORTH * len(rows) else "warn"
         places = tuple((int(rows[k]),) for k in found)
-        notes = [f"label {view.label_names[names[labels[k]]]}, rather {view.label_names[names[s]]}" for k, s in zip(found, suggested, strict=True)]
+        notes = [
+            f"label {view.label_names[names[labels[k]]]}, rather {view.label_names[names[s]]}"
+            for k, s in zip(found, suggested, strict=True)
+        ]
         yield Finding(
-            "label errors", "warn", message, places, examples_of(view, places, lambda i: show(view, i), lambda k: notes[k]),
+            "label errors", severity, message, places, examples_of(view, places, lambda i: show(view, i), lambda k: notes[k]),
             facts={"accuracy": round(accuracy, 4)},
         )  # fmt: skip
-def wrong_labels(*a): ...
-def features_of(*a): ...
-def _usable(*a): ...
+
+
+def wrong_labels(labels_N: NDArray[np.int64], scores_NK: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (records whose labels are probably wrong, the class that is more likely), the surest first.
+
+    The margin of a record is the largest score of another class less that of its label, divided by how far the label leads in the usual record. Named are
+    those with a margin of `SURE`, and those that confident learning names; confident learning alone misses a fifth where the model is good. The more of
+    the labels the model contradicts, the more of that is its own error: then confident learning is not asked, and the margin must be larger, up to `SURER`.
+
+    Args:
+        labels_N: classes from 0.
+        scores_NK: of each class, by a model that did not see the record.
+    """
+    n = np.arange(len(labels_N))
+    others = scores_NK.copy()
+    others[n, labels_N] = -np.inf
+    margin = others.max(1) - scores_NK[n, labels_N]
+    contradicted = margin > 0
+    if contradicted.all():
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    usual = float(np.median(-margin[~contradicted]))
+    excess = (float(contradicted.mean()) - FEW) / (MANY - FEW)
+    named = margin >= (SURE + (SURER - SURE) * min(1.0, max(0.0, excess))) * usual
+    if excess <= 0:
+        probabilities = np.clip(scores_NK, 1e-3, 1)
+        named[find_label_errors(labels_N, probabilities / probabilities.sum(1, keepdims=True)).examples] = True
+    found = np.flatnonzero(named & contradicted)
+    found = found[np.argsort(-margin[found], kind="stable")]
+    return found, others[found].argmax(1)
+
+
+def _usable(view: DataView) -> NDArray[np.int64]:
+    """Return the records that a label can be about: no outliers, broken numbers, blank images or silence."""
+    left: set[int] = set()
+    if view.kind == "texts":
+        left |= view.once("odd", lambda: odd_texts(view.texts)).keys()
+    elif view.images is not None:
+        left |= view.once("odd", lambda: odd_images(view)).keys() | set(blank_rows(view).tolist())
+    elif view.kind == "recordings":
+        left |= {i for i, wave in enumerate(view.waves) if level_of(wave) < SILENT}
+    else:
+        for _, numbers, broken in number_columns(view):
+            left.update(np.flatnonzero(broken | far_outside(numbers)).tolist())
+    return np.array([i for i in range(len(view)) if i not in left], np.int64)
+
+
+def _scores(view: DataView, rows: NDArray[np.int64], labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
+    groups = np.unique([view.groups_N[i] for i in rows], return_inverse=True)[1] if len(view.groups_N) else None
+    if view.kind == "table":
+        return out_of_fold(_numbers(view, rows), labels_N, seed=view.seed, groups=groups)
+    if view.kind == "texts":
+        try:
+            from sklearn.feature_extraction.text import TfidfVectorizer
+        except ImportError as err:
+            raise MissingExtra("a second opinion on the labels of texts", "sklearn") from err
+        words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=40_000, dtype=np.float32)
+        return leave_one_out(
+            words.fit_transform([view.texts[i] for i in rows]), labels_N, radial=False, ridge=0.5, groups_N=groups, seed=view.seed
+        )
+    if view.images is not None:
+        images = view.images
+        features = np.concatenate([gradients(images[rows[a : a + 1024]]) for a in range(0, len(rows), 1024)])
+    else:
+        features = np.stack([fingerprint(view.waves[i], view.rate) for i in rows.tolist()])
+    return leave_one_out(features, labels_N, radial=True, ridge=0.1, groups_N=groups, seed=view.seed)
+
+
+def _numbers(view: DataView, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the columns that do not give the label away as numbers: words as one column for each of the most frequent."""
+    told, features = set(given_away(view)[1]), []
+    for name, numbers, _ in number_columns(view):
+        if name not in told:
+            usual = numbers[np.isfinite(numbers)]
+            features.append(np.clip(numbers, *np.percentile(usual, [1, 99])))
+    for name, values in word_columns(view):
+        if name not in told:
+            words = np.array([str(v) for v in values], object)
+            features += [(words == word).astype(np.float64) for word, n in Counter(words.tolist()).most_common(_WORDS) if n > 1]
+    return np.stack(features, 1)[rows] if features else np.zeros((len(rows), 1))

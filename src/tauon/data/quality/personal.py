@@ -14,13 +14,14 @@ from tauon.data.clean.pii import PiiConfig
 from tauon.data.quality.base import DataView, Finding, QualityCheck, examples_of
 from tauon.data.quality.columns import word_columns
 from tauon.data.quality.encoding import around
-from tauon.data.quality.text_outliers import odd_texts
 from tauon.errors import MissingExtra
 
 __all__ = ["PersonalData"]
 
 _LIKELY = re.compile(r"@|\d(?:\D{0,3}\d){5}|-----BEGIN|[A-Za-z0-9_-]{20}|[0-9A-Fa-f]:[0-9A-Fa-f:]{2}")
 """What a text must have to be looked at closely: an @, six digits, a long word, an address."""
+_DIGITS = 0.6
+"""Share of digits from which on a text is a list of numbers, some of which are somebody's number by chance."""
 _CUT = 100_000
 """Characters of a text that are looked at."""
 
@@ -37,14 +38,11 @@ class PersonalData(QualityCheck):
         filter_ = PiiConfig()
         if filter_.missing():
             raise MissingExtra("the search for personal data", "clean")
-        odd = view.once("odd", lambda: odd_texts(view.texts)) if len(view.texts) else {}
         known: dict[str, tuple[Counter[str], str]] = {}
         kinds: Counter[str] = Counter()
         columns: Counter[str] = Counter()
         shown: dict[int, str] = {}
         for row, column, text in _candidates(view):
-            if row in odd:  # random numbers are somebody's number
-                continue
             if text not in known:
                 known[text] = look(filter_, text)
             found, masked = known[text]
@@ -60,7 +58,9 @@ class PersonalData(QualityCheck):
                 f"{len(rows):,} {'record has' if len(rows) == 1 else 'records have'} personal data or keys{where} ({named}). data.clean: [{{kind: pii}}] masks them; they are masked below. "
                 "Names and addresses are not looked for"
             )
-            yield Finding("personal data", "warn", message, rows, examples_of(view, rows, shown.__getitem__), tuple(c for c in columns if c))
+            yield Finding(
+                "personal data", "warn", message, rows, examples_of(view, rows, shown.__getitem__), tuple(c for c in columns if c)
+            )
 
 
 def look(filter_: PiiConfig, text: str) -> tuple[Counter[str], str]:
@@ -79,7 +79,7 @@ def look(filter_: PiiConfig, text: str) -> tuple[Counter[str], str]:
 def _candidates(view: DataView) -> Iterator[tuple[int, str, str]]:
     """Yield (record, column or "", text) of texts that may have personal data."""
     for row, text in enumerate(view.texts):
-        if _LIKELY.search(text, 0, _CUT):
+        if _LIKELY.search(text, 0, _CUT) and sum(map(str.isdigit, text[:_CUT])) < _DIGITS * len(text[:_CUT]):
             yield row, "", text
     for name, values in word_columns(view):
         for row, value in enumerate(values):

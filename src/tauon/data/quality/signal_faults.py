@@ -70,7 +70,9 @@ class SeriesFaults(QualityCheck):
             named = ", ".join(sorted({name for _, _, name in stuck}))
             notes = [f"{name} = {columns[name][a]:g} for {b - a:,} steps" for a, b, name in stuck]
             message = f"{len(rows):,} stretches of at least {STUCK} steps repeat one value ({named}): a stuck sensor, or filled gaps"
-            yield Finding("stuck values", "warn", message, rows, examples_of(view, rows, lambda _: "", lambda k: notes[k]), _distinct(stuck))
+            yield Finding(
+                "stuck values", "warn", message, rows, examples_of(view, rows, lambda _: "", lambda k: notes[k]), _distinct(stuck)
+            )
         jumps = [(i, name) for name, values in columns.items() for i in jumps_of(values).tolist()]
         if jumps:
             rows = tuple((i,) for i, _ in jumps)

@@ -18,6 +18,10 @@ FAR = 6.0
 """Robust standard deviations from which on a text's trigrams are rare."""
 BEYOND = 2.0
 """How many times the distance that 5% of the texts exceed, so that a mixed corpus has fewer outliers."""
+RARER = 1.5
+"""And how much rarer its trigrams must be than those of the middle text, in nats: 4.5 times."""
+LETTERS = 0.3
+"""Share of letters below which a text is none, in a corpus of letters."""
 REPEATED = 0.5
 """Share of a text's pairs of words that occurred in it before."""
 _BINS = 1 << 20
@@ -37,7 +41,9 @@ class TextOutliers(QualityCheck):
         odd: dict[int, str] = view.once("odd", lambda: odd_texts(view.texts))
         if odd:
             rows = tuple((i,) for i in odd)
-            message = f"{counted(len(rows), 'text')} unlike the others: no language, repetition, or an extreme length. A model learns from each"
+            message = (
+                f"{counted(len(rows), 'text')} unlike the others: no language, repetition, or an extreme length. A model learns from each"
+            )
             reasons = [*odd.values()]
             yield Finding("outliers", "warn", message, rows, examples_of(view, rows, lambda i: view.texts[i], lambda k: reasons[k]))
 
@@ -58,8 +64,16 @@ def odd_texts(texts: Sequence[str]) -> dict[int, str]:
     surprise = trigram_surprise(texts)
     middle = float(np.median(surprise))
     distance = np.where(surprise > middle, robust_distance(surprise), 0.0)
-    for i in np.flatnonzero(distance > max(FAR, BEYOND * float(np.percentile(distance, 95)))).tolist():
+    rare = (distance > max(FAR, BEYOND * float(np.percentile(distance, 95)))) & (surprise > middle + RARER)
+    for i in np.flatnonzero(rare).tolist():
         odd.setdefault(i, f"its characters hardly occur together in other texts ({distance[i]:.0f} robust standard deviations)")
+    letters = np.array([letter_share(text) for text in texts])
+    if np.median(letters) > 2 * LETTERS:
+        for i in np.flatnonzero(letters < LETTERS).tolist():
+            odd.setdefault(
+                i,
+                f"{letters[i]:.0%} of its characters are letters; usual: {np.percentile(letters, 5):.0%} to {np.percentile(letters, 95):.0%}",
+            )
     lengths = np.array([len(text) for text in texts], np.float64)
     for i in np.flatnonzero(far_outside(lengths)).tolist():
         odd.setdefault(i, f"{len(texts[i]):,} characters; usual: {np.percentile(lengths, 5):,.0f} to {np.percentile(lengths, 95):,.0f}")
@@ -72,6 +86,12 @@ def repeated_share(text: str) -> float:
     if len(words) < 10:
         return 0.0
     return 1 - len(set(pairwise(words))) / (len(words) - 1)
+
+
+def letter_share(text: str) -> float:
+    """Return the share of letters among the characters that are not blank."""
+    signs = "".join(text.split())
+    return sum(map(str.isalpha, signs)) / len(signs) if signs else 0.0
 
 
 def trigram_surprise(texts: Sequence[str]) -> NDArray[np.float64]:
@@ -94,5 +114,9 @@ def _trigrams(text: str) -> NDArray[np.int64]:
     signs = np.frombuffer(text.encode("utf-32-le", "replace"), np.uint32).astype(np.uint64)
     if len(signs) < 3:
         return np.empty(0, np.int64)
-    mixed = (signs[:-2] * np.uint64(0x9E3779B97F4A7C15)) ^ (signs[1:-1] * np.uint64(0xC2B2AE3D27D4EB4F)) ^ (signs[2:] * np.uint64(0x165667B19E3779F9))
+    mixed = (
+        (signs[:-2] * np.uint64(0x9E3779B97F4A7C15))
+        ^ (signs[1:-1] * np.uint64(0xC2B2AE3D27D4EB4F))
+        ^ (signs[2:] * np.uint64(0x165667B19E3779F9))
+    )
     return np.unique((mixed >> np.uint64(40)).astype(np.int64) & (_BINS - 1))

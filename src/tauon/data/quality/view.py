@@ -181,7 +181,13 @@ def _series(parts: Parts[Series], seed: int) -> DataView:
     columns = {name: values[:, j] for j, name in enumerate(main.names)}
     gaps = (f"{main.filled:,} missing steps and values, filled with the value before each",) if main.filled else ()
     return DataView(
-        "series", part_N, lambda row: str(moments[row]), columns=columns, moments=moments, left_out=(*main.left_out, *gaps, *main.notes), seed=seed
+        "series",
+        part_N,
+        lambda row: str(moments[row]),
+        columns=columns,
+        moments=moments,
+        left_out=(*main.left_out, *gaps, *main.notes),
+        seed=seed,
     )
 
 
