@@ -57,7 +57,10 @@ class TextEncoding(QualityCheck):
         if found:
             rows = tuple((i,) for i in found)
             named = ", ".join(f"{kind}: {n:,}" for kind, n in kinds.most_common(6))
-            message = f"{counted(len(rows), 'record')} damaged by a wrong encoding ({named}). data.clean: [{{kind: repair}}] undoes wrong decoding; lost characters are lost"
+            message = (
+                f"{counted(len(rows), 'record')} damaged by a wrong encoding ({named}). data.clean: [{{kind: repair}}] undoes wrong decoding; lost "
+                "characters are lost"
+            )
             yield Finding("encoding", "warn", message, rows, examples_of(view, rows, lambda i: found[i][1], lambda k: found[rows[k][0]][0]))
         if len(marked) > _MARKED * len(view):
             rows = tuple((i,) for i in marked)

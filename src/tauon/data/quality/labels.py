@@ -28,14 +28,17 @@ from tauon.errors import MissingExtra
 
 __all__ = ["WrongLabels", "wrong_labels"]
 
-SURE, SURER = 0.3, 0.7
-"""Margin from which a label is named, as a share of the usual lead of a label: where few labels are contradicted, and where many are."""
-FEW, MANY = 0.05, 0.065
+SURE, SURE_OF_ROWS, SURER = 0.4, 0.2, 0.7
+"""Margin from which a label is named, as a share of the usual lead of a label: where few labels are contradicted (probabilities of rows of a table
+are smoother), and where many are."""
+FEW, MANY = 0.06, 0.08
 """Shares of contradicted labels between which the one becomes the other."""
+HOPELESS = 0.2
+"""Share of contradicted labels from which on the model has nothing to say."""
 WORTH = 0.015
 """Share of wrong labels from which on it is a warning."""
 FOLDS = 5
-MOST = 20_000
+MOST = 12_000
 """Records that are looked at; of more, a sample."""
 _WORDS = 30
 """Most frequent words of a column that become features."""
@@ -63,17 +66,22 @@ class WrongLabels(QualityCheck):
         if len(names) < 2:
             return
         scores = _scores(view, rows, labels)
-        found, suggested = wrong_labels(labels, scores)
+        found, suggested = wrong_labels(labels, scores, SURE_OF_ROWS if view.kind == "table" else SURE)
         if not len(found):
             return
         accuracy = float((scores.argmax(1) == labels).mean())
         unsure = 1 - accuracy > FEW
-        sample = f" of a sample of {len(rows):,}" if len(rows) < total else ""
-        message = (
-            f"{counted(len(found), 'label')} probably wrong{sample}: a model that did not see the record is sure of another class (it agrees with {accuracy:.1%} "
-            "of all labels). "
-            + ("It is often wrong itself, so that many of these are borderline cases" if unsure else "Look at them before training")
-        )
+        if 1 - accuracy > HOPELESS:
+            return
+        sample = f" (of a sample of {len(rows):,})" if len(rows) < total else ""
+        agrees = f"which agrees with {accuracy:.1%} of all labels"
+        if unsure:
+            message = (
+                f"{len(found):,} labels{sample} are contradicted by a model that did not see the record, {agrees}: the classes overlap for it, so that "
+                "many of these are borderline cases, not errors"
+            )
+        else:
+            message = f"{counted(len(found), 'label')} probably wrong{sample}, to a model that did not see the record, {agrees}. Look before training"
         severity: Severity = "note" if unsure or len(found) < WORTH * len(rows) else "warn"
         places = tuple((int(rows[k]),) for k in found)
         notes = [
@@ -86,16 +94,19 @@ class WrongLabels(QualityCheck):
         )  # fmt: skip
 
 
-def wrong_labels(labels_N: NDArray[np.int64], scores_NK: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def wrong_labels(
+    labels_N: NDArray[np.int64], scores_NK: NDArray[np.float64], sure: float = SURE
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return (records whose labels are probably wrong, the class that is more likely), the surest first.
 
     The margin of a record is the largest score of another class less that of its label, divided by how far the label leads in the usual record. Named are
-    those with a margin of `SURE`, and those that confident learning names; confident learning alone misses a fifth where the model is good. The more of
+    those with a margin of `sure`, and those that confident learning names; confident learning alone misses a fifth where the model is good. The more of
     the labels the model contradicts, the more of that is its own error: then confident learning is not asked, and the margin must be larger, up to `SURER`.
 
     Args:
         labels_N: classes from 0.
         scores_NK: of each class, by a model that did not see the record.
+        sure: smallest margin.
     """
     n = np.arange(len(labels_N))
     others = scores_NK.copy()
@@ -106,7 +117,7 @@ def wrong_labels(labels_N: NDArray[np.int64], scores_NK: NDArray[np.float64]) ->
         return np.empty(0, np.int64), np.empty(0, np.int64)
     usual = float(np.median(-margin[~contradicted]))
     excess = (float(contradicted.mean()) - FEW) / (MANY - FEW)
-    named = margin >= (SURE + (SURER - SURE) * min(1.0, max(0.0, excess))) * usual
+    named = margin >= (sure + (SURER - sure) * min(1.0, max(0.0, excess))) * usual
     if excess <= 0:
         probabilities = np.clip(scores_NK, 1e-3, 1)
         named[find_label_errors(labels_N, probabilities / probabilities.sum(1, keepdims=True)).examples] = True

@@ -16,7 +16,7 @@ from tauon.data.counter import bits, key
 
 __all__ = ["leave_one_out"]
 
-BLOCK = 3000
+BLOCK = 2000
 """Records that one model is fitted on."""
 
 
@@ -64,7 +64,7 @@ def _kernel(features: Any, radial: bool) -> NDArray[np.float32]:
         sparse: NDArray[np.float32] = (features @ features.T).toarray().astype(np.float32)
         return sparse
     x = features.astype(np.float32) - features.mean(0, dtype=np.float32)
-    inner = x @ x.T
+    inner: NDArray[np.float32] = x @ x.T
     if not radial:
         return inner
     norms = inner.diagonal()

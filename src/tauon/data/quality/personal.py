@@ -54,9 +54,10 @@ class PersonalData(QualityCheck):
             rows = tuple((i,) for i in sorted(shown))
             named = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common())
             where = f" in {', '.join(c for c, _ in columns.most_common(6))}" if view.columns else ""
+            who = "record has" if len(rows) == 1 else "records have"
             message = (
-                f"{len(rows):,} {'record has' if len(rows) == 1 else 'records have'} personal data or keys{where} ({named}). data.clean: [{{kind: pii}}] masks them; they are masked below. "
-                "Names and addresses are not looked for"
+                f"{len(rows):,} {who} personal data or keys{where} ({named}). data.clean: [{{kind: pii}}] masks them; they are masked here. Names and "
+                "addresses are not looked for"
             )
             yield Finding(
                 "personal data", "warn", message, rows, examples_of(view, rows, shown.__getitem__), tuple(c for c in columns if c)

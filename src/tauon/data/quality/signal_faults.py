@@ -1,5 +1,6 @@
 """Faults of recordings (silent, clipped, offset, extremely short or long) and of series (stuck sensors, single jumps). Missing steps are named by the
-source, and drift by `drift.py`."""
+source, and drift by `drift.py`.
+"""
 
 from __future__ import annotations
 
@@ -75,11 +76,11 @@ class SeriesFaults(QualityCheck):
             )
         jumps = [(i, name) for name, values in columns.items() for i in jumps_of(values).tolist()]
         if jumps:
-            rows = tuple((i,) for i, _ in jumps)
-            notes = [f"{name}: {_neighbours(columns[name], i)}" for i, name in jumps]
-            message = f"{len(rows):,} values jump away from both neighbours and back ({', '.join(sorted({n for _, n in jumps}))}): faults of measurement, or events"
-            columns_of = tuple(dict.fromkeys(n for _, n in jumps))
-            yield Finding("jumps", "warn", message, rows, examples_of(view, rows, lambda _: "", lambda k: notes[k]), columns_of)
+            places = tuple((i,) for i, _ in jumps)
+            steps = [f"{name}: {_neighbours(columns[name], i)}" for i, name in jumps]
+            named_columns = tuple(dict.fromkeys(name for _, name in jumps))
+            message = f"{len(places):,} values jump away from both neighbours and back ({', '.join(named_columns)}): faults of measurement, or events"
+            yield Finding("jumps", "warn", message, places, examples_of(view, places, lambda _: "", lambda k: steps[k]), named_columns)
 
 
 def _distinct(stuck: list[tuple[int, int, str]]) -> tuple[str, ...]:

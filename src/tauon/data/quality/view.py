@@ -7,7 +7,7 @@ ending the look.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,9 @@ from tauon.data.split_text import TextStat, TextStats, split_text
 from tauon.errors import DataError
 
 __all__ = ["view_of"]
+
+LONG, PASSAGE = 20_000, 2_000
+"""Characters from which on a document is looked at in passages, and of such a passage."""
 
 
 def view_of(config: DataConfig, *, input_kind: str, seed: int = 0) -> DataView:
@@ -203,8 +206,30 @@ def _documents(request: Request) -> DataView:
             piece = document if len(cuts) == 1 else replace(document, text=document.text[a:b], offset=document.offset + a)
             dealt.append((part, piece))
     dealt += [(part, document) for part, document in found if part != "train"]
-    part_N, texts = np.array([part for part, _ in dealt]), [document.text for _, document in dealt]
-    return DataView("texts", part_N, lambda row: dealt[row][1].name, texts=texts, seed=request.seed)
+    found_passages = [(part, document, a, b) for part, document in dealt for a, b in passages(document.text)]
+
+    def place(row: int) -> str:
+        _, document, a, b = found_passages[row]
+        whole = a == 0 and b == len(document.text)
+        return document.name if whole else f"{document.name}, characters {document.offset + a:,} to {document.offset + b:,}"
+
+    texts = [document.text[a:b] for _, document, a, b in found_passages]
+    return DataView("texts", np.array([part for part, *_ in found_passages]), place, texts=texts, seed=request.seed)
+
+
+def passages(text: str) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the passages of a text that is longer than `LONG`: about `PASSAGE` characters, to the end of a line. A whole book is no
+    record that can be looked at.
+    """
+    if len(text) <= LONG:
+        yield 0, len(text)
+        return
+    start = 0
+    while start < len(text):
+        line_end = text.find("\n", start + PASSAGE)
+        end = min(len(text), start + 2 * PASSAGE) if line_end < 0 or line_end > start + 2 * PASSAGE else line_end + 1
+        yield start, end
+        start = end
 
 
 def _rows_with_texts(kind: Any, parts: Parts[Any]) -> DataView | None:
