@@ -165,7 +165,9 @@ def _picture(view: DataView, place: tuple[int, ...]) -> str:
     stride = -(-max(view.images.shape[2:]) // 96)
     tiles = [np.moveaxis(np.clip(view.images[i][:, ::stride, ::stride], 0, 255).astype(np.uint8), 0, -1) for i in place[:4]]
     gap = np.full((tiles[0].shape[0], 2, tiles[0].shape[2]), 128, np.uint8)
-    return base64.b64encode(png(np.concatenate([t for tile in tiles for t in (tile, gap)][:-1], 1))).decode()
+    row = np.concatenate([t for tile in tiles for t in (tile, gap)][:-1], 1)
+    larger = max(1, 64 // row.shape[0])  # digits of 28 pixels can hardly be seen
+    return base64.b64encode(png(row.repeat(larger, 0).repeat(larger, 1))).decode()
 
 
 def counted(n: int, what: str) -> str:

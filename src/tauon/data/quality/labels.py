@@ -19,7 +19,7 @@ from tauon.data.quality.columns import far_outside, given_away, number_columns, 
 from tauon.data.quality.image_gradients import gradients
 from tauon.data.quality.image_outliers import blank_rows, odd_images
 from tauon.data.quality.label_errors import find_label_errors
-from tauon.data.quality.leave_one_out import leave_one_out
+from tauon.data.quality.leave_one_out import BLOCK, leave_one_out
 from tauon.data.quality.near import fingerprint
 from tauon.data.quality.out_of_fold import out_of_fold
 from tauon.data.quality.signal_faults import SILENT
@@ -65,6 +65,12 @@ class WrongLabels(QualityCheck):
         rows, (names, labels) = rows[kept], (names[~rare], np.unique(labels[kept], return_inverse=True)[1])
         if len(names) < 2:
             return
+        if len(rows) > 2 * BLOCK:  # a model of few records says whether more are worth the time
+            some = np.linspace(0, len(rows) - 1, BLOCK).astype(np.int64)
+            kept = np.bincount(labels[some], minlength=len(names))[labels[some]] >= 2 * FOLDS
+            few = np.unique(labels[some[kept]], return_inverse=True)[1]
+            if (_scores(view, rows[some[kept]], few).argmax(1) != few).mean() > HOPELESS + 0.1:
+                return
         scores = _scores(view, rows, labels)
         found, suggested = wrong_labels(labels, scores, SURE_OF_ROWS if view.kind == "table" else SURE)
         if not len(found):
@@ -144,7 +150,16 @@ def _usable(view: DataView) -> NDArray[np.int64]:
 def _scores(view: DataView, rows: NDArray[np.int64], labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
     groups = np.unique([view.groups_N[i] for i in rows], return_inverse=True)[1] if len(view.groups_N) else None
     if view.kind == "table":
-        return out_of_fold(_numbers(view, rows), labels_N, seed=view.seed, groups=groups)
+        numbers = _numbers(view, rows)
+        scores = out_of_fold(numbers, labels_N, seed=view.seed, groups=groups)
+        found, likely = wrong_labels(labels_N, scores, SURE_OF_ROWS)
+        corrected = labels_N.copy()
+        corrected[found] = likely
+        if np.bincount(corrected, minlength=scores.shape[1]).min() < 2 * FOLDS:
+            return scores
+        return out_of_fold(
+            numbers, corrected, seed=view.seed, groups=groups
+        )  # wrong labels blur a small model: once more without the plainest
     if view.kind == "texts":
         try:
             from sklearn.feature_extraction.text import TfidfVectorizer

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tauon.data.counter import bits, key
 
-__all__ = ["leave_one_out"]
+__all__ = ["BLOCK", "leave_one_out"]
 
 BLOCK = 2000
 """Records that one model is fitted on."""

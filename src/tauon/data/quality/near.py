@@ -26,6 +26,8 @@ TEXTS = DedupConfig(threshold=0.6, shingle=2)
 """Edited texts: 60% of their pairs of words in common."""
 WORDS = 8
 """Shorter texts are not compared: two of them are alike by chance."""
+FEW_WORDS, ALIKE_IF_FEW = 20, 0.8
+"""Texts shorter than this must have more in common: two sentences of one pattern are no copies."""
 MOST = 30_000
 """Images or recordings that are compared; of more, a sample."""
 ALIKE, SECONDS = 0.995, 0.02
@@ -95,7 +97,9 @@ def _texts(view: DataView, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     long = np.array([k for k, i in enumerate(rows.tolist()) if len(view.texts[i].split()) >= WORDS], np.int64)
     with tempfile.TemporaryDirectory() as folder:
         found = find_duplicates(lambda: (view.texts[int(rows[k])] for k in long), TEXTS, Path(folder))
-    real = found.similarity >= TEXTS.threshold
+    words = np.array([len(view.texts[int(rows[k])].split()) for k in long], np.int64)
+    shorter = np.minimum(words[found.of], words[found.removed])
+    real = found.similarity >= np.where(shorter < FEW_WORDS, ALIKE_IF_FEW, TEXTS.threshold)
     return np.stack([long[found.of[real]], long[found.removed[real]]], 1) if real.any() else np.empty((0, 2), np.int64)
 
 

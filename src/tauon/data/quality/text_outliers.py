@@ -75,7 +75,8 @@ def odd_texts(texts: Sequence[str]) -> dict[int, str]:
                 f"{letters[i]:.0%} of its characters are letters; usual: {np.percentile(letters, 5):.0%} to {np.percentile(letters, 95):.0%}",
             )
     lengths = np.array([len(text) for text in texts], np.float64)
-    for i in np.flatnonzero(far_outside(lengths)).tolist():
+    extreme = (lengths < np.percentile(lengths, 5) / 2) | (lengths > 2 * np.percentile(lengths, 95))
+    for i in np.flatnonzero(far_outside(lengths) & extreme).tolist():
         odd.setdefault(i, f"{len(texts[i]):,} characters; usual: {np.percentile(lengths, 5):,.0f} to {np.percentile(lengths, 95):,.0f}")
     return dict(sorted(odd.items()))
 

@@ -226,8 +226,10 @@ def passages(text: str) -> Iterator[tuple[int, int]]:
         return
     start = 0
     while start < len(text):
-        line_end = text.find("\n", start + PASSAGE)
-        end = min(len(text), start + 2 * PASSAGE) if line_end < 0 or line_end > start + 2 * PASSAGE else line_end + 1
+        line_end = text.find("\n", start + PASSAGE, start + 2 * PASSAGE)
+        end = line_end + 1 if line_end >= 0 else min(len(text), start + 2 * PASSAGE)
+        if len(text) - end < PASSAGE:  # no short rest
+            end = len(text)
         yield start, end
         start = end
 
