@@ -24,7 +24,7 @@ Examples:
 It looks at the records as they are and changes nothing. For a file, the parts are those that `tauon run` would make. Whether a finding is
 a fault is for you to say: look at the examples.
 """
-_COLOURS = {"bad": "red", "warn": "yellow", "note": "default"}
+_COLOURS = {"bad": "red", "warn": "yellow", "note": None}
 
 
 @click.command("report", epilog=EPILOG)

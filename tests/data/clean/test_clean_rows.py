@@ -12,7 +12,7 @@ from clean_corpus import config
 from tauon.config import parse
 from tauon.data import Arrays, Series, Signals, Table, prepare
 from tauon.data.clean import FilterConfig, RowFilter, RowVerdicts
-from tauon.data.clean.duplicates import difference_hashes
+from tauon.data.dedup.images import dhash
 from tauon.errors import DataError, RecipeError
 
 
@@ -96,7 +96,7 @@ def test_blank_and_nearly_equal_images_are_found() -> None:
     found = apply(data, "near-duplicates")
     assert set(found.rejected) == {9, 11} and "from example 4, no more than 2" in reasons(found)[9]
     brute = {
-        int(j) for j in range(60) for i in range(j) if (int(difference_hashes(x)[i]) ^ int(difference_hashes(x)[j])).bit_count() <= 2
+        int(j) for j in range(60) for i in range(j) if (int(dhash(x)[i]) ^ int(dhash(x)[j])).bit_count() <= 2
     }  # fmt: skip
     assert set(found.rejected) == brute
     assert not apply(data, "duplicates").rejected, "11 differs from 5 in one pixel"
@@ -105,8 +105,9 @@ def test_blank_and_nearly_equal_images_are_found() -> None:
 def test_hashes_are_those_of_pillow_shrinking() -> None:
     image = pytest.importorskip("PIL.Image")
     noise = np.random.default_rng(2).integers(0, 256, (20, 3, 32, 36)).astype(np.uint8)
-    for picture, value in zip(noise, difference_hashes(noise).tolist(), strict=True):
-        small = np.asarray(image.fromarray(picture.mean(0).astype(np.float32)).resize((9, 8), image.Resampling.BOX))
+    for picture, value in zip(noise, dhash(noise).tolist(), strict=True):
+        grey = np.tensordot([0.299, 0.587, 0.114], picture, axes=(0, 0)).astype(np.float32)
+        small = np.asarray(image.fromarray(grey).resize((9, 8), image.Resampling.BOX))
         bits = (small[:, 1:] > small[:, :-1] + 1e-3).ravel()
         assert (int("".join("01"[b] for b in bits.astype(int)), 2) ^ value).bit_count() <= 1
 

@@ -41,13 +41,13 @@ def test_planted_faults_of_a_table_are_found(seed: int) -> None:
     assert giveaways is not None and giveaways.columns == ("result",)
 
 
-def test_a_clean_table_gives_no_findings() -> None:
+def test_a_clean_table_gives_no_warnings() -> None:
     rows, labels = patients()
     view = DataView(
         "table", np.array(["train"] * 1600 + ["test"] * 400), str, np.array([label == "yes" for label in labels]).astype(int), ("no", "yes"),
         columns={k: [str(r[k]) for r in rows] for k in rows[0]},
     )  # fmt: skip
-    assert [f.check for f in examine(view).findings] == []
+    assert [f.check for f in examine(view).findings if f.severity != "note"] == []
 
 
 def view_with(columns: dict[str, Any], parts: list[str] | None = None, labels: Any = None) -> DataView:

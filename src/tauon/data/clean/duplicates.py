@@ -11,14 +11,14 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from tauon.config import register
 from tauon.data.clean.base import RowFilter, RowVerdicts
+from tauon.data.dedup.images import hashes_of
 from tauon.data.sources.base import Arrays, LabelledTexts, Signals, Table
 
-__all__ = ["DuplicatesConfig", "NearDuplicatesConfig", "difference_hashes"]
+__all__ = ["DuplicatesConfig", "NearDuplicatesConfig"]
 
 
 @register("duplicates")
@@ -58,31 +58,9 @@ class NearDuplicatesConfig(RowFilter):
 
     def apply(self, data: Arrays) -> RowVerdicts:
         verdicts = RowVerdicts()
-        for row, before, bits in _near(difference_hashes(data.features).tolist(), self.distance):
+        for row, before, bits in _near(hashes_of(data.features).tolist(), self.distance):
             verdicts.reject([row], "near_duplicate", f"{bits} of 64 bits from example {before}, no more than {self.distance}")
         return verdicts
-
-
-def difference_hashes(images_NCHW: NDArray[Any]) -> NDArray[np.uint64]:
-    """Return 64 bits of each image: whether each of 8 x 8 fields is darker than its right neighbour, in the grey image shrunk to 9 x 8."""
-    rows = _shrink(images_NCHW.shape[2], 8)
-    columns = _shrink(images_NCHW.shape[3], 9)
-    bits = np.empty((len(images_NCHW), 64), np.uint8)
-    for a in range(0, len(images_NCHW), 1024):
-        grey_NHW = images_NCHW[a : a + 1024].mean(axis=1, dtype=np.float32)
-        small_N89 = rows @ grey_NHW @ columns.T
-        bits[a : a + 1024] = (small_N89[:, :, 1:] > small_N89[:, :, :-1] + 1e-3).reshape(-1, 64)
-    return np.packbits(bits, axis=1).view(">u8").ravel().astype(np.uint64)
-
-
-def _shrink(before: int, after: int) -> NDArray[np.float32]:
-    """Return the matrix (after, before) of means over equal intervals."""
-    edges = np.linspace(0, before, after + 1)
-    cells = np.arange(before)
-    overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
-    weights = np.clip(overlap, 0, None)
-    means: NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    return means
 
 
 def _near(hashes: Sequence[int], distance: int) -> Iterator[tuple[int, int, int]]:

@@ -78,7 +78,7 @@ class PiiConfig(TextFilter):
     def apply(self, text: str) -> str | Rejected:
         masked, found = str(text), Counter[str]()
         for kind in self.find:
-            spans = list(self._spans(kind, masked))
+            spans = list(self.spans(kind, masked))
             found[kind] += len(spans)
             for start, end in reversed(spans):
                 masked = f"{masked[:start]}<{kind.upper()}>{masked[end:]}"
@@ -89,7 +89,7 @@ class PiiConfig(TextFilter):
         listed = ", ".join(f"{n} {kind}" for kind, n in found.items() if n)
         return Rejected("personal_data", f"has personal data or keys: {listed}")
 
-    def _spans(self, kind: Kind, text: str) -> Iterator[Span]:
+    def spans(self, kind: Kind, text: str) -> Iterator[Span]:
         """Yield where it is found, in order, without overlap."""
         if kind == "key":
             yield from (match.span() for match in _KEYS.finditer(text))

@@ -16,7 +16,7 @@ from tauon.data.clean.base import RowFilter, RowVerdicts
 from tauon.data.sources.base import Arrays, Series, Signals
 from tauon.errors import DataError
 
-__all__ = ["BlankConfig", "ClippedConfig", "DurationConfig", "SilentConfig", "StuckConfig"]
+__all__ = ["BlankConfig", "ClippedConfig", "DurationConfig", "SilentConfig", "StuckConfig", "clipped_share", "level_of", "runs_of_equal"]
 
 
 @register("blank")
@@ -49,7 +49,7 @@ class SilentConfig(RowFilter):
     def apply(self, data: Signals) -> RowVerdicts:
         verdicts = RowVerdicts()
         for row, wave in enumerate(data.waves):
-            level = 10 * float(np.log10(max(float(np.mean(np.square(wave, dtype=np.float64))), 1e-20))) if len(wave) else -200.0
+            level = level_of(wave)
             if level < self.min_level:
                 verdicts.reject([row], "silent", f"{level:.0f} dB of full scale on average, less than {self.min_level:g} dB")
         return verdicts
@@ -66,7 +66,7 @@ class ClippedConfig(RowFilter):
     def apply(self, data: Signals) -> RowVerdicts:
         verdicts = RowVerdicts()
         for row, wave in enumerate(data.waves):
-            share = _clipped(wave)
+            share = clipped_share(wave)
             if share > self.max_share:
                 verdicts.reject([row], "clipped", f"{share:.1%} of the samples are clipped, more than {self.max_share:.1%}")
         return verdicts
@@ -112,7 +112,7 @@ class StuckConfig(RowFilter):
         verdicts, values = RowVerdicts(), data.values.copy()
         changed = np.zeros(len(values), bool)
         for column, name in enumerate(data.names):
-            runs = [(a, b) for a, b in _runs(data.values[:, column], self.steps) if self.zeros or data.values[a, column] != 0]
+            runs = [(a, b) for a, b in runs_of_equal(data.values[:, column], self.steps) if self.zeros or data.values[a, column] != 0]
             total = sum(b - a for a, b in runs)
             if not runs or total == len(values):
                 continue
@@ -134,7 +134,7 @@ class StuckConfig(RowFilter):
         return verdicts
 
 
-def _runs(values: NDArray[Any], least: int) -> list[tuple[int, int]]:
+def runs_of_equal(values: NDArray[Any], least: int) -> list[tuple[int, int]]:
     """Return (first, last + 1) of each run of at least `least` equal values."""
     if not len(values):
         raise DataError("data.clean: the series has no time steps. Check data.source.path and its limit")
@@ -144,7 +144,13 @@ def _runs(values: NDArray[Any], least: int) -> list[tuple[int, int]]:
     return [*zip(starts[long].tolist(), ends[long].tolist(), strict=True)]
 
 
-def _clipped(wave: NDArray[np.float32]) -> float:
+def level_of(wave: NDArray[np.float32]) -> float:
+    """Return the root mean square of a recording in decibels of full scale; -200 if it is empty."""
+    return 10 * float(np.log10(max(float(np.mean(np.square(wave, dtype=np.float64))), 1e-20))) if len(wave) else -200.0
+
+
+def clipped_share(wave: NDArray[np.float32]) -> float:
+    """Return the share of samples in runs of three or more at the recording's largest value, if that is 0.99 or more."""
     top = float(np.abs(wave).max(initial=0.0))
     if top < 0.99:
         return 0.0

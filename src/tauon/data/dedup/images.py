@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BITS", "Repeats", "copies", "dhash", "near_copies", "thumbnails"]
+__all__ = ["BITS", "RMS", "Repeats", "cells", "copies", "dhash", "grey", "hashes_of", "near_copies", "near_pairs", "thumbnails"]
 
 BITS, RMS = 4, 0.02
 """Most different bits of the hashes, and most root mean square difference of the thumbnails, where 1 is black to white."""
 _SIDE = 16
+_ALIKE, _NOISE = 0.99, 0.03
+"""Least correlation of thumbnails, and most noise in the pixels, of images that are equal up to exposure."""
 _BLOCK = 2048
+_ROUNDING = 4e-6
 _FAR = 1 << 18
 _STEPS = np.array([1 << 40, 1 << 20, 1])
 """Number of a cell from its place in each direction, from 1 to 2 * `_FAR`."""
@@ -49,7 +52,7 @@ def copies(train: NDArray[Any], held: NDArray[Any]) -> Repeats:
     return Repeats(pairs[:, 0], pairs[:, 1])
 
 
-def _cells(grey: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+def cells(pixels: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     """(N, height, width): means over cells of (N, H, W), a pixel at a border counted in proportion."""
 
     def weights(size: int, cells: int) -> NDArray[Any]:
@@ -58,12 +61,12 @@ def _cells(grey: NDArray[Any], height: int, width: int) -> NDArray[Any]:
         overlap = np.clip(high - low, 0, None)
         return np.asarray(overlap / overlap.sum(1, keepdims=True), np.float32)
 
-    narrow = grey.reshape(-1, grey.shape[2]) @ weights(grey.shape[2], width).T
-    out: NDArray[Any] = np.einsum("hH,nHw->nhw", weights(grey.shape[1], height), narrow.reshape(len(grey), -1, width), optimize=True)
+    narrow = pixels.reshape(-1, pixels.shape[2]) @ weights(pixels.shape[2], width).T
+    out: NDArray[Any] = np.einsum("hH,nHw->nhw", weights(pixels.shape[1], height), narrow.reshape(len(pixels), -1, width), optimize=True)
     return out
 
 
-def _grey(images: NDArray[Any]) -> NDArray[Any]:
+def grey(images: NDArray[Any]) -> NDArray[Any]:
     """(N, H, W) from 0 to 1, from (N, C, H, W) with 0 to 255."""
     whole: NDArray[Any] = images.astype(np.float32) / 255
     if whole.shape[1] == 3:
@@ -72,21 +75,27 @@ def _grey(images: NDArray[Any]) -> NDArray[Any]:
 
 
 def dhash(images: NDArray[Any]) -> NDArray[np.uint64]:
-    """Return the 64-bit difference hash of each image, (N, C, H, W) with values from 0 to 255."""
-    cells = _cells(_grey(images), 8, 9)
-    bits = np.packbits((cells[:, :, 1:] > cells[:, :, :-1]).reshape(len(cells), 64), axis=1)
+    """Return the 64-bit difference hash of each image, (N, C, H, W) with values from 0 to 255. Cells that differ by rounding alone are equal."""
+    small = cells(grey(images), 8, 9)
+    bits = np.packbits((small[:, :, 1:] > small[:, :, :-1] + _ROUNDING).reshape(len(small), 64), axis=1)
     return bits.view(">u8").reshape(-1).astype(np.uint64)
 
 
 def thumbnails(images: NDArray[Any]) -> NDArray[Any]:
     """Return grey thumbnails from 0 to 1, (N, 256)."""
-    return _cells(_grey(images), _SIDE, _SIDE).reshape(len(images), -1)
+    return cells(grey(images), _SIDE, _SIDE).reshape(len(images), -1)
 
 
 def _described(images: NDArray[Any]) -> tuple[NDArray[np.uint64], NDArray[Any]]:
     """Return (dHash, thumbnail) of each, some images at a time."""
     parts = [(dhash(some), thumbnails(some)) for some in (images[a : a + 4096] for a in range(0, len(images), 4096))]
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+def hashes_of(images: NDArray[Any]) -> NDArray[np.uint64]:
+    """Return the difference hashes of any number of images, some at a time."""
+    parts = [dhash(images[a : a + 4096]) for a in range(0, len(images), 4096)]
+    return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
 
 def near_copies(train: NDArray[Any], held: NDArray[Any]) -> Repeats:
@@ -131,3 +140,38 @@ def _neighbours(train: NDArray[Any], held: NDArray[Any]) -> Iterator[tuple[NDArr
         for at in range(0, len(others), _BLOCK):
             for begin in range(start, end, _BLOCK):
                 yield order_h[begin : min(begin + _BLOCK, end)], others[at : at + _BLOCK]
+
+
+def near_pairs(images: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the pairs of images, (M, 2) with the earlier one first, that are equal up to exposure and a little noise.
+
+    Every pair is compared: thumbnails must correlate by `_ALIKE`, and after the best change of brightness and contrast the pixels of both may differ by
+    `_NOISE` on average (root mean square, 1 is black to white). Images of one colour are not compared. Equal images are pairs, too.
+
+    Args:
+        images: (N, C, H, W) with values from 0 to 255. Takes N^2 * 512 operations.
+    """
+    parts = [thumbnails(images[a : a + 4096]) for a in range(0, len(images), 4096)]
+    small = np.concatenate(parts) if parts else np.empty((0, _SIDE**2), np.float32)
+    some = np.flatnonzero(small.std(1) > RMS)
+    unit = small[some] - small[some].mean(1, keepdims=True)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    pairs = []
+    for a in range(0, len(some), _BLOCK):
+        left, right = np.nonzero(unit[a : a + _BLOCK] @ unit[a:].T >= _ALIKE)
+        later = right > left
+        pairs.append(np.stack([some[left[later] + a], some[right[later] + a]], 1))
+    found = np.concatenate(pairs) if pairs else np.empty((0, 2), np.int64)
+    kept = [_equal_up_to_exposure(images, found[a : a + _BLOCK]) for a in range(0, len(found), _BLOCK)]
+    return found[np.concatenate(kept)] if kept else found
+
+
+def _equal_up_to_exposure(images: NDArray[Any], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
+    a, b = (images[pairs[:, side]].reshape(len(pairs), -1).astype(np.float32) / 255 for side in (0, 1))
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    square_a, square_b, both = (a * a).mean(1), (b * b).mean(1), (a * b).mean(1)
+    correlation = both / np.sqrt(square_a * square_b + 1e-12)
+    left = np.maximum(square_a, square_b) * np.maximum(0, 1 - correlation**2)
+    contrast = np.sqrt(square_a / (square_b + 1e-12))
+    near: NDArray[np.bool_] = (left <= _NOISE**2) & (contrast > 0.5) & (contrast < 2) & (correlation > 0)
+    return near

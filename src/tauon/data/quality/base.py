@@ -61,6 +61,13 @@ class DataView:
     left_out: tuple[str, ...] = ()
     """Files and columns that could not be read, with the reason."""
     seed: int = 0
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` returns, which is asked once and remembered by name: what several checks need."""
+        if name not in self.memo:
+            self.memo[name] = make()
+        return self.memo[name]
 
     def __len__(self) -> int:
         return len(self.part_N)
@@ -158,7 +165,9 @@ def _picture(view: DataView, place: tuple[int, ...]) -> str:
     stride = -(-max(view.images.shape[2:]) // 96)
     tiles = [np.moveaxis(np.clip(view.images[i][:, ::stride, ::stride], 0, 255).astype(np.uint8), 0, -1) for i in place[:4]]
     gap = np.full((tiles[0].shape[0], 2, tiles[0].shape[2]), 128, np.uint8)
-    return base64.b64encode(png(np.concatenate([t for tile in tiles for t in (tile, gap)][:-1], 1))).decode()
+    row = np.concatenate([t for tile in tiles for t in (tile, gap)][:-1], 1)
+    larger = max(1, 64 // row.shape[0])  # digits of 28 pixels can hardly be seen
+    return base64.b64encode(png(row.repeat(larger, 0).repeat(larger, 1))).decode()
 
 
 def counted(n: int, what: str) -> str:

@@ -50,6 +50,14 @@ def number_columns(view: DataView) -> Iterator[tuple[str, NDArray[np.float64], N
             yield name, numbers, broken
 
 
+def word_columns(view: DataView) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Yield (name, values) of each column that has not mostly numbers."""
+    numeric = view.once("numeric", lambda: {name for name, _, _ in number_columns(view)})
+    for name, values in view.columns.items():
+        if name not in numeric and not isinstance(values, np.ndarray):
+            yield name, values
+
+
 @register("column-values")
 class ColumnValues(QualityCheck):
     """Values that are no numbers in a column of numbers; columns that are mostly missing, constant, or a number for each row."""
@@ -134,7 +142,7 @@ def far_outside(numbers_N: NDArray[np.float64]) -> NDArray[np.bool_]:
     scales = [numbers_N]
     if len(signed) and (known >= 0).all() and np.median(known) > 0:
         scales.append(np.log(np.maximum(numbers_N, signed.min() / 2)))
-    outside = [_is_far(_robust_distance(s)) for s in scales]
+    outside = [_is_far(robust_distance(s)) for s in scales]
     flagged: NDArray[np.bool_] = np.logical_and.reduce(outside)
     return flagged if flagged.sum() <= 0.1 * len(known) else none
 
@@ -144,7 +152,8 @@ def _is_far(distance_N: NDArray[np.float64]) -> NDArray[np.bool_]:
     return far
 
 
-def _robust_distance(x_N: NDArray[np.float64]) -> NDArray[np.float64]:
+def robust_distance(x_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the distance of each number from the median, in robust standard deviations (interquartile range / 1.349)."""
     low, middle, high = np.nanpercentile(x_N, [25, 50, 75])
     spread = (high - low) / 1.349
     if spread == 0:  # most values are the same: the tenths instead of the quartiles
@@ -164,24 +173,34 @@ class ColumnGiveaways(QualityCheck):
     title = "Columns that give the label away"
 
     def find(self, view: DataView) -> Iterator[Finding]:
-        train = view.rows("train")
-        target = view.labels_N if view.labels_N is not None else view.targets_N
-        if target is None or not view.columns:
-            return
-        features, coded = [], []
-        for values in view.columns.values():
-            numbers, broken = numbers_of(values, view.missing)
-            words = bool(broken.sum() > (1 - MOSTLY) * len(numbers))
-            if words:
-                codes = {v: k for k, v in enumerate(dict.fromkeys(map(str, values)))}
-                numbers = np.array([codes[str(v)] for v in values], np.float64)
-            features.append(np.nan_to_num(numbers[train], nan=-1e300))
-            coded.append(words)
-        names, classes = list(view.columns), len(view.label_names) if view.labels_N is not None else 0
-        told = suspects(np.stack(features, 1), target[train], names, classes, np.array(coded))
-        columns = tuple(n for n in names if any(t.startswith(f"column {n!r}:") for t in told))
+        told, columns = given_away(view)
         if columns:
             yield Finding("giveaways", "bad", "; ".join(told), columns=columns)
+
+
+def given_away(view: DataView) -> tuple[list[str], tuple[str, ...]]:
+    """Return (a sentence for each column that alone decides the label, their names)."""
+    found: tuple[list[str], tuple[str, ...]] = view.once("giveaways", lambda: _given_away(view))
+    return found
+
+
+def _given_away(view: DataView) -> tuple[list[str], tuple[str, ...]]:
+    train = view.rows("train")
+    target = view.labels_N if view.labels_N is not None else view.targets_N
+    if target is None or not view.columns:
+        return [], ()
+    features, coded = [], []
+    for values in view.columns.values():
+        numbers, broken = numbers_of(values, view.missing)
+        words = bool(broken.sum() > (1 - MOSTLY) * len(numbers))
+        if words:
+            codes = {v: k for k, v in enumerate(dict.fromkeys(map(str, values)))}
+            numbers = np.array([codes[str(v)] for v in values], np.float64)
+        features.append(np.nan_to_num(numbers[train], nan=-1e300))
+        coded.append(words)
+    names, classes = list(view.columns), len(view.label_names) if view.labels_N is not None else 0
+    told = suspects(np.stack(features, 1), target[train], names, classes, np.array(coded))
+    return told, tuple(n for n in names if any(t.startswith(f"column {n!r}:") for t in told))
 
 
 def _usual(numbers: NDArray[np.float64]) -> str:

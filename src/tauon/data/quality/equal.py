@@ -11,6 +11,7 @@ import numpy as np
 
 from tauon.config import register
 from tauon.data.quality.base import DataView, Finding, QualityCheck, counted, examples_of, show
+from tauon.data.quality.image_outliers import blank_rows
 
 __all__ = ["EqualRecords", "groups_of_equal"]
 
@@ -23,7 +24,7 @@ class EqualRecords(QualityCheck):
     title = "Equal records"
 
     def find(self, view: DataView) -> Iterator[Finding]:
-        groups = groups_of_equal(view)
+        groups = view.once("equal", lambda: groups_of_equal(view))
         leaks, repeats, contrary = [], [], []
         for group in groups:
             train = [i for i in group if view.part_N[i] == "train"]
@@ -53,9 +54,21 @@ class EqualRecords(QualityCheck):
 def groups_of_equal(view: DataView) -> list[list[int]]:
     """Return the records that are the same as another, each group in order."""
     seen: dict[bytes, list[int]] = {}
+    nothing = empty_records(view)
     for i, digest in enumerate(_digests(view)):
+        if i in nothing:
+            continue
         seen.setdefault(digest, []).append(i)
     return [group for group in seen.values() if len(group) > 1]
+
+
+def empty_records(view: DataView) -> set[int]:
+    """Return the records that show nothing, which are equal but no copies: blank images, empty texts, recordings of zeros."""
+    if len(view.texts):
+        return {i for i, text in enumerate(view.texts) if not text.strip()}
+    if view.images is not None:
+        return set(blank_rows(view).tolist())
+    return {i for i, wave in enumerate(view.waves) if not np.any(wave)}
 
 
 def _digests(view: DataView) -> Iterator[bytes]:

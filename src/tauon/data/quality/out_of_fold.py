@@ -41,6 +41,7 @@ def out_of_fold(
     """
     try:
         from sklearn.base import clone
+        from threadpoolctl import threadpool_limits  # comes with scikit-learn
     except ImportError as err:
         raise MissingExtra("a cheap model's class probabilities", "sklearn") from err
     labels = np.asarray(labels)
@@ -56,8 +57,9 @@ def out_of_fold(
             raise DataError(
                 f"class {unseen[0]} has examples in one fold only, so a model without them does not know it. Remove the class, or add examples"
             )
-        fitted = clone(model).fit(rows[train], labels[train])
-        out[np.ix_(held, fitted.classes_)] = fitted.predict_proba(rows[held])
+        with threadpool_limits(1):  # two threads on a busy machine make a small regression ten times slower
+            fitted = clone(model).fit(rows[train], labels[train])
+            out[np.ix_(held, fitted.classes_)] = fitted.predict_proba(rows[held])
     return out
 
 

@@ -7,7 +7,7 @@ ending the look.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,9 @@ from tauon.data.split_text import TextStat, TextStats, split_text
 from tauon.errors import DataError
 
 __all__ = ["view_of"]
+
+LONG, PASSAGE = 20_000, 2_000
+"""Characters from which on a document is looked at in passages, and of such a passage."""
 
 
 def view_of(config: DataConfig, *, input_kind: str, seed: int = 0) -> DataView:
@@ -69,8 +72,13 @@ def view_of(config: DataConfig, *, input_kind: str, seed: int = 0) -> DataView:
 
 
 def _lenient(source: SourceConfig) -> SourceConfig:
-    """Return the source, which leaves damaged files out instead of ending with the first."""
-    return source.model_copy(update={"on_corrupt": "skip"}) if "on_corrupt" in type(source).model_fields else source
+    """Return the source, which leaves damaged files out, and fills gaps of a series, instead of ending with the first."""
+    fields, changes = type(source).model_fields, {}
+    if "on_corrupt" in fields:
+        changes["on_corrupt"] = "skip"
+    if getattr(source, "fill", None) == "refuse":
+        changes["fill"] = "forward"
+    return source.model_copy(update=changes) if changes else source
 
 
 def _joined(parts: Parts[Any]) -> tuple[NDArray[Any], list[tuple[Any, int]]]:
@@ -175,8 +183,15 @@ def _series(parts: Parts[Series], seed: int) -> DataView:
     values = np.concatenate([rows.data.values[rows.index] for rows in parts.values()])
     moments = np.concatenate([rows.data.times[rows.index] for rows in parts.values()])
     columns = {name: values[:, j] for j, name in enumerate(main.names)}
+    gaps = (f"{main.filled:,} missing steps and values, filled with the value before each",) if main.filled else ()
     return DataView(
-        "series", part_N, lambda row: str(moments[row]), columns=columns, moments=moments, left_out=(*main.left_out, *main.notes), seed=seed
+        "series",
+        part_N,
+        lambda row: str(moments[row]),
+        columns=columns,
+        moments=moments,
+        left_out=(*main.left_out, *gaps, *main.notes),
+        seed=seed,
     )
 
 
@@ -192,8 +207,32 @@ def _documents(request: Request) -> DataView:
             piece = document if len(cuts) == 1 else replace(document, text=document.text[a:b], offset=document.offset + a)
             dealt.append((part, piece))
     dealt += [(part, document) for part, document in found if part != "train"]
-    part_N, texts = np.array([part for part, _ in dealt]), [document.text for _, document in dealt]
-    return DataView("texts", part_N, lambda row: dealt[row][1].name, texts=texts, seed=request.seed)
+    found_passages = [(part, document, a, b) for part, document in dealt for a, b in passages(document.text)]
+
+    def place(row: int) -> str:
+        _, document, a, b = found_passages[row]
+        whole = a == 0 and b == len(document.text)
+        return document.name if whole else f"{document.name}, characters {document.offset + a:,} to {document.offset + b:,}"
+
+    texts = [document.text[a:b] for _, document, a, b in found_passages]
+    return DataView("texts", np.array([part for part, *_ in found_passages]), place, texts=texts, seed=request.seed)
+
+
+def passages(text: str) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the passages of a text that is longer than `LONG`: about `PASSAGE` characters, to the end of a line. A whole book is no
+    record that can be looked at.
+    """
+    if len(text) <= LONG:
+        yield 0, len(text)
+        return
+    start = 0
+    while start < len(text):
+        line_end = text.find("\n", start + PASSAGE, start + 2 * PASSAGE)
+        end = line_end + 1 if line_end >= 0 else min(len(text), start + 2 * PASSAGE)
+        if len(text) - end < PASSAGE:  # no short rest
+            end = len(text)
+        yield start, end
+        start = end
 
 
 def _rows_with_texts(kind: Any, parts: Parts[Any]) -> DataView | None:
