@@ -1,4 +1,4 @@
-"""Words in column names that say whose a row is. Knows no values."""
+"""Words in column names that say whose a row is. Does not depend on values."""
 
 from __future__ import annotations
 
