@@ -210,6 +210,14 @@ def test_cleaning_functions_of_a_program_are_called_in_its_own_process(
 def test_where_data_is_prepared_is_checked(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cluster: is 'moon'; use ray, or the address"):
         parse(DataConfig, section(corpus, cluster="moon"))
+    for wrong in (0, "many", 5000):
+        with pytest.raises(RecipeError, match="processes"):
+            parse(DataConfig, section(corpus, processes=wrong))
+    assert parse(DataConfig, section(corpus, processes="auto")).processes == "auto"
+    assert (
+        prepared(section(corpus, processes="auto"), tmp_path / "auto").fingerprint
+        == prepared(section(corpus), tmp_path / "one").fingerprint
+    )
     table = tmp_path / "t.csv"
     table.write_text("a,y\n" + "".join(f"{i},{i % 2}\n" for i in range(30)))
     config = parse(DataConfig, {"source": {"kind": "csv", "path": str(table), "label": "y"}, "processes": 2})

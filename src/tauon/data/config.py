@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, field_validator
 
@@ -122,7 +122,7 @@ class TextKeys(Config):
 class ScaleKeys(Config):
     """Where data is prepared."""
 
-    processes: Literal["auto"] | Count | None = Field(default=None, ge=1, le=4096)
+    processes: Literal["auto"] | Annotated[Count, Field(ge=1, le=4096)] | None = None
     """Text only: processes that clean and tokenise it. The bytes do not depend on it. auto: one for each core that may be used. Default: this process
     alone; on Ray, one for each of its cores."""
     cluster: str | None = None
