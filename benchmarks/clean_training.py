@@ -196,12 +196,12 @@ def svg(curves: dict[str, list[tuple[int, float]]], level: float) -> str:
     y = at(0, level).split(",")[1]
     parts.append(f'<line x1="50" x2="{width - 80}" y1="{y}" y2="{y}" stroke="#c0392b" stroke-dasharray="4 4"/>')
     ends = {side: float(at(last, points[-1][1]).split(",")[1]) for side, points in curves.items()}
-    before = -math.inf
+    before, names = -math.inf, {"dirty": "uncleaned"}
     for side in sorted(curves, key=lambda s: ends[s]):
         shown = " ".join(at(step, value) for step, value in curves[side] if value <= high)
         before = max(ends[side], before + 14)
         parts.append(f'<polyline points="{shown}" fill="none" stroke="{colours[side]}" stroke-width="2"/>')
-        parts.append(f'<text x="{width - 74}" y="{before:.1f}" dy="4" fill="{colours[side]}">{side}</text>')
+        parts.append(f'<text x="{width - 74}" y="{before:.1f}" dy="4" fill="{colours[side]}">{names.get(side, side)}</text>')
     parts.append(f'<text x="50" y="{height - 8}">steps; bits per byte of clean held-out text</text></svg>')
     return "\n".join(parts) + "\n"
 
