@@ -29,8 +29,8 @@ from tauon.errors import MissingExtra
 __all__ = ["WrongLabels", "wrong_labels"]
 
 SURE, SURE_OF_ROWS, SURER = 0.4, 0.2, 0.7
-"""Margin from which a label is named, as a share of the usual lead of a label: where few labels are contradicted (probabilities of rows of a table
-are smoother), and where many are."""
+"""Margin from which a label is named, as a share of the usual lead of a label: where few labels are contradicted, and where many are. `SURE_OF_ROWS`:
+in the first of two rounds on a table, whose model learns from the labels corrected in the first."""
 FEW, MANY = 0.06, 0.08
 """Shares of contradicted labels between which the one becomes the other."""
 HOPELESS = 0.2
@@ -72,7 +72,7 @@ class WrongLabels(QualityCheck):
             if (_scores(view, rows[some[kept]], few).argmax(1) != few).mean() > HOPELESS + 0.1:
                 return
         scores = _scores(view, rows, labels)
-        found, suggested = wrong_labels(labels, scores, SURE_OF_ROWS if view.kind == "table" else SURE)
+        found, suggested = wrong_labels(labels, scores, confident=view.kind != "table")
         if not len(found):
             return
         accuracy = float((scores.argmax(1) == labels).mean())
@@ -101,7 +101,7 @@ class WrongLabels(QualityCheck):
 
 
 def wrong_labels(
-    labels_N: NDArray[np.int64], scores_NK: NDArray[np.float64], sure: float = SURE
+    labels_N: NDArray[np.int64], scores_NK: NDArray[np.float64], sure: float = SURE, confident: bool = True
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return (records whose labels are probably wrong, the class that is more likely), the surest first.
 
@@ -113,6 +113,7 @@ def wrong_labels(
         labels_N: classes from 0.
         scores_NK: of each class, by a model that did not see the record.
         sure: smallest margin.
+        confident: ask confident learning, too.
     """
     n = np.arange(len(labels_N))
     others = scores_NK.copy()
@@ -124,7 +125,7 @@ def wrong_labels(
     usual = float(np.median(-margin[~contradicted]))
     excess = (float(contradicted.mean()) - FEW) / (MANY - FEW)
     named = margin >= (sure + (SURER - sure) * min(1.0, max(0.0, excess))) * usual
-    if excess <= 0:
+    if confident and excess <= 0:
         probabilities = np.clip(scores_NK, 1e-3, 1)
         named[find_label_errors(labels_N, probabilities / probabilities.sum(1, keepdims=True)).examples] = True
     found = np.flatnonzero(named & contradicted)
