@@ -14,7 +14,8 @@ from tauon.errors import MissingExtra
 __all__ = ["TextEncoding"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
-_MARKUP = re.compile(r"</?[a-zA-Z][^<>\n]{0,200}>|&(?:[a-zA-Z]{2,8}|#\d{1,6});")
+_TAGS = "a|b|br|p|div|span|strong|em|i|u|li|ul|ol|table|tr|td|th|h[1-6]|html|head|body|img|font|script|style|title"
+_MARKUP = re.compile(rf"</?(?:{_TAGS})\b[^<>\n]{{0,200}}>|&(?:[a-z]{{2,8}}|#\d{{1,6}});", re.IGNORECASE)
 _MARKED = 0.001
 """Share of texts with markup below which it is not worth a word."""
 _CUT = 100_000

@@ -34,7 +34,7 @@ def leave_one_out(
         seed: which records are in one block, if there are more than one takes.
 
     >>> x = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2]])
-    >>> leave_one_out(x, np.array([0, 0, 1, 1, 1, 1]), radial=True, ridge=0.1).argmax(1).tolist()
+    >>> leave_one_out(x, np.array([0, 0, 0, 1, 1, 1]), radial=True, ridge=0.1).argmax(1).tolist()
     [0, 0, 0, 1, 1, 1]
     """
     n, classes = len(labels_N), int(labels_N.max()) + 1

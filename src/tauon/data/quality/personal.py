@@ -21,7 +21,7 @@ __all__ = ["PersonalData"]
 _LIKELY = re.compile(r"@|\d(?:\D{0,3}\d){5}|-----BEGIN|[A-Za-z0-9_-]{20}|[0-9A-Fa-f]:[0-9A-Fa-f:]{2}")
 """What a text must have to be looked at closely: an @, six digits, a long word, an address."""
 _DIGITS = 0.6
-"""Share of digits from which on a text is a list of numbers, some of which are somebody's number by chance."""
+"""Share of digits from which on a text is a list of numbers, some of which are a person's number by chance."""
 _MOST = 4_000_000
 """Characters that are looked at; of more, every second text, every third, ..."""
 _CUT = 100_000

@@ -1,4 +1,4 @@
-"""Texts unlike the others: no language, one phrase again and again, empty, or of an extreme length. Knows no language: the corpus itself is the measure."""
+"""Texts unlike the others: no language, one phrase again and again, empty, or of an extreme length. The corpus itself is the measure."""
 
 from __future__ import annotations
 
