@@ -52,7 +52,7 @@ def odd_texts(texts: Sequence[str]) -> dict[int, str]:
     """Return texts unlike the others, with the reason.
 
     >>> odd_texts(["It rains in the hills today and tomorrow."] * 60 + ["no no no no no no no no no no no no"])
-    {60: '82% of its pairs of words are repetitions'}
+    {60: '91% of its pairs of words are repetitions'}
     """
     odd: dict[int, str] = {i: "it is empty" for i, text in enumerate(texts) if not text.strip()}
     for i, text in enumerate(texts):
