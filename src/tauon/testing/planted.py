@@ -7,7 +7,7 @@ Each function takes clean data of one kind, or makes some, and returns a changed
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,29 @@ def _with_personal_data(rng: np.random.Generator, text: str, k: int) -> str:
     return " ".join(words)
 
 
+def _with_flips_and_copies(
+    rng: np.random.Generator, data: Planted, share: float, test: float, copy: Callable[[int], Any]
+) -> tuple[list[int], int]:
+    """Choose the test part; plant the kinds label, duplicate and leak. Returns (training records without a fault, faults of each kind)."""
+    n = len(data.records)
+    for i in rng.choice(n, round(test * n), replace=False):
+        data.parts[i] = "test"
+    free, held = ([i for i in range(n) if data.parts[i] == part] for part in ("train", "test"))
+    each = max(2, round(share * len(free)))
+    at = _draw(rng, free, each)
+    _flip(rng, data.labels, at)
+    data.faults["label"] = {(i,) for i in at}
+    originals = {"duplicate": _draw(rng, free, each), "leak": rng.choice(held, min(each, len(held)), replace=False).tolist()}
+    for kind, numbers in originals.items():
+        data.faults[kind] = set()
+        for i in numbers:
+            data.records.append(copy(i))
+            data.labels.append(data.labels[i])
+            data.parts.append("train")
+            data.faults[kind].add((i, len(data.records) - 1))
+    return free, each
+
+
 def plant_table(rows: Sequence[dict[str, Any]], labels: Sequence[str], *, share: float = 0.03, test: float = 0.2, seed: int = 0) -> Planted:
     """Plant faults in a table, of each kind in `share` of the training rows; number columns are those whose values are all numbers.
 
@@ -208,25 +231,9 @@ def plant_table(rows: Sequence[dict[str, Any]], labels: Sequence[str], *, share:
     numbers = [k for k in records[0] if all(isinstance(r[k], (int, float)) for r in records)]
     for record in records:
         record["remark"] = str(rng.choice(["none", "seen again", "by letter", "first visit"]))
-    parts = ["train"] * n
-    for i in rng.choice(n, round(test * n), replace=False):
-        parts[i] = "test"
-    free, held = ([i for i in range(n) if parts[i] == part] for part in ("train", "test"))
-    each = max(2, round(share * len(free)))
-    faults: dict[str, set[Places]] = {}
-    at = _draw(rng, free, each)
-    _flip(rng, classes, at)
-    faults["label"] = {(i,) for i in at}
-    for kind, originals in (
-        ("duplicate", _draw(rng, free, each)),
-        ("leak", rng.choice(held, min(each, len(held)), replace=False).tolist()),
-    ):
-        faults[kind] = set()
-        for i in originals:
-            records.append(dict(records[i]))
-            classes.append(classes[i])
-            parts.append("train")
-            faults[kind].add((i, len(records) - 1))
+    found = Planted(records, classes, ["train"] * n)
+    free, each = _with_flips_and_copies(rng, found, share, test, lambda i: dict(records[i]))
+    faults = found.faults
     for k, i in enumerate(at := _draw(rng, free, each)):
         column = numbers[k % len(numbers)]
         there = [r[column] for r in rows]
@@ -242,7 +249,7 @@ def plant_table(rows: Sequence[dict[str, Any]], labels: Sequence[str], *, share:
         if i in at:
             record["remark"] = _with_personal_data(rng, record["remark"] + " today", i % 2)
     faults["pii"], faults["giveaway"] = {(i,) for i in at}, {(-1,)}
-    return Planted(records, classes, parts, faults)
+    return found
 
 
 def plant_images(
@@ -255,33 +262,21 @@ def plant_images(
     """
     rng = np.random.default_rng(seed)
     records, classes, n = [np.array(i) for i in images], list(labels), len(images)
-    parts = ["train"] * n
-    for i in rng.choice(n, round(test * n), replace=False):
-        parts[i] = "test"
-    free, held = ([i for i in range(n) if parts[i] == part] for part in ("train", "test"))
-    each = max(2, round(share * len(free)))
-    faults: dict[str, set[Places]] = {}
-    at = _draw(rng, free, each)
-    _flip(rng, classes, at)
-    faults["label"] = {(i,) for i in at}
-    for kind, originals in (
-        ("duplicate", _draw(rng, free, each)),
-        ("leak", rng.choice(held, min(each, len(held)), replace=False).tolist()),
-    ):
-        faults[kind] = set()
-        for i in originals:
-            copy = records[i] * rng.uniform(0.92, 1.06) + rng.normal(0, 2, records[i].shape)
-            records.append(np.clip(copy, 0, 255).astype(np.uint8))
-            classes.append(classes[i])
-            parts.append("train")
-            faults[kind].add((i, len(records) - 1))
+    found = Planted(records, classes, ["train"] * n)
+
+    def copy(i: int) -> NDArray[np.uint8]:
+        changed = records[i] * rng.uniform(0.92, 1.06) + rng.normal(0, 2, records[i].shape)
+        return np.clip(changed, 0, 255).astype(np.uint8)
+
+    free, each = _with_flips_and_copies(rng, found, share, test, copy)
+    faults = found.faults
     for k, i in enumerate(at := _draw(rng, free, each)):
         records[i] = rng.integers(0, 256, records[i].shape).astype(np.uint8) if k % 2 else 255 - records[i]
     faults["outlier"] = {(i,) for i in at}
     for i in (at := _draw(rng, free, each)):
         records[i] = np.full_like(records[i], int(rng.integers(0, 256)))
     faults["blank"] = {(i,) for i in at}
-    return Planted(records, classes, parts, faults)
+    return found
 
 
 def write_images(planted: Planted, folder: Path, *, broken: int = 3, seed: int = 0) -> list[Path]:
