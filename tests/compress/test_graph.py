@@ -40,6 +40,9 @@ def quantised(kind: str) -> tuple[GraphInt8, Program]:
     ],
 )
 def test_a_runtime_computes_what_the_torch_reference_computes(kind: str, runtime: str, tmp_path: Path) -> None:
+    info = Path("/proc/cpuinfo")
+    if info.is_file() and "avx2" in info.read_text() and "vnni" not in info.read_text():
+        pytest.skip("this processor adds pairs of int8 products in 16 bits, which saturate; export refuses such a program")
     if runtime == "openvino":
         pytest.importorskip("openvino")
     model, batch = model_of(kind), batch_of(kind, 64, seed=9)

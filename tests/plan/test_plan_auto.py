@@ -177,6 +177,8 @@ def test_every_kind_of_model_can_be_tried(kind: str) -> None:
     tried = trial_of(job(model, spec, task), Batches(spec))
     state = torch.get_rng_state()
     found = seconds_a_step(tried, ("fp32", "bf16"))
+    if kind == "lstm" and found is None and "avx512" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor has no bf16 LSTM")
     assert found is not None and set(found) == {"fp32", "bf16"} and all(s > 0 for s in found.values())
     assert fused_seconds(tried, "bf16") >= 0
     assert torch.equal(torch.get_rng_state(), state)  # what training draws does not depend on it
