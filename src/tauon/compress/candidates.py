@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +58,15 @@ def candidates(model: nn.Module, *, target: Target = "cpu") -> list[Candidate]:
     return list(_candidates(kinds, target, any(True for _ in groups_of(model))))
 
 
+def int8_sums_saturate() -> bool:
+    """Return whether this processor is an x86 without VNNI: it adds two products of int8 in 16 bits, which overflow with 8 bits of activation."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return not (torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def _candidates(kinds: set[type[Any]], target: Target, can_remove: bool) -> Iterator[Candidate]:
+    graph = Int8Graph(reduce_range=target == "cpu" and int8_sums_saturate())
     if target == "mobile":
         if "executorch" in FORMATS:
             yield Candidate("int8 graph, ExecuTorch", (Int8Graph(),), "executorch")
@@ -65,14 +74,14 @@ def _candidates(kinds: set[type[Any]], target: Target, can_remove: bool) -> Iter
         yield Candidate("int8 weights", (Int8WeightOnly(),), "eager")
         return
     if target == "cpu":
-        yield Candidate("int8 graph, OpenVINO", (Int8Graph(),), "openvino")
-        yield Candidate("int8 graph, ONNX Runtime", (Int8Graph(),), "onnx")
+        yield Candidate("int8 graph, OpenVINO", (graph,), "openvino")
+        yield Candidate("int8 graph, ONNX Runtime", (graph,), "onnx")
         if can_remove:
             for less, share in (("", 0.25), ("25%", 0.4), ("40%", 0.5)):
                 for runtime, name in GRAPHS:
                     after = f"structured {less} + int8 graph, {name}" if less else ""
-                    yield Candidate(f"structured {share:.0%} + int8 graph, {name}", (Structured(remove=share), Int8Graph()), runtime, after)
-        yield Candidate("int8 graph, ranges to the largest value, ONNX Runtime", (Int8Graph(largest=True),), "onnx")
+                    yield Candidate(f"structured {share:.0%} + int8 graph, {name}", (Structured(remove=share), graph), runtime, after)
+        yield Candidate("int8 graph, ranges to the largest value, ONNX Runtime", (graph.model_copy(update={"largest": True}),), "onnx")
     if nn.Conv2d not in kinds or target == "gpu":
         if target == "cpu":
             yield Candidate("int8 dynamic, ONNX Runtime", (Int8(),), "onnx")
