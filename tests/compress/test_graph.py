@@ -11,6 +11,7 @@ import torch
 from compress_models import CONFIGS, batch_of, calibration, model_of, outputs, task_of
 
 from tauon.compress import Int8, Int8Graph, compress_model
+from tauon.compress.candidates import int8_sums_saturate
 from tauon.compress.graph import GraphInt8
 from tauon.runtimes import FORMATS, Program, Signature, trace
 from tauon.runtimes.base import threads_for
@@ -22,7 +23,9 @@ pytest.importorskip("onnxruntime")
 @functools.cache
 def quantised(kind: str) -> tuple[GraphInt8, Program]:
     """(the int8 graph, its program): traced once for all tests."""
-    small = compress_model(model_of(kind), task_of(kind), calibration(kind), [Int8Graph()], config=CONFIGS[kind]).model
+    small = compress_model(
+        model_of(kind), task_of(kind), calibration(kind), [Int8Graph(reduce_range=int8_sums_saturate())], config=CONFIGS[kind]
+    ).model
     assert isinstance(small, GraphInt8)
     return small, small.program()
 
@@ -40,9 +43,6 @@ def quantised(kind: str) -> tuple[GraphInt8, Program]:
     ],
 )
 def test_a_runtime_computes_what_the_torch_reference_computes(kind: str, runtime: str, tmp_path: Path) -> None:
-    info = Path("/proc/cpuinfo")
-    if info.is_file() and "avx2" in info.read_text() and "vnni" not in info.read_text():
-        pytest.skip("this processor adds pairs of int8 products in 16 bits, which saturate; export refuses such a program")
     if runtime == "openvino":
         pytest.importorskip("openvino")
     model, batch = model_of(kind), batch_of(kind, 64, seed=9)
@@ -50,9 +50,10 @@ def test_a_runtime_computes_what_the_torch_reference_computes(kind: str, runtime
     FORMATS[runtime].write(program, tmp_path)
     served = FORMATS[runtime].load(tmp_path, program.signature)
     expected, got, real = outputs(kind, small, batch), outputs(kind, served, batch), outputs(kind, model, batch)
-    assert ((got - expected).norm() / expected.norm()).item() < 0.02
-    assert (got.argmax(-1) == expected.argmax(-1)).float().mean().item() >= 0.97
-    assert ((expected - real).norm() / real.norm()).item() < 0.1
+    step = 2 if int8_sums_saturate() else 1  # 7 bits: steps of activations are twice as wide, and so is one rounded the other way
+    assert ((got - expected).norm() / expected.norm()).item() < 0.02 * step
+    assert (got.argmax(-1) == expected.argmax(-1)).float().mean().item() >= 1 - 0.03 * step
+    assert ((expected - real).norm() / real.norm()).item() < 0.1 * step
 
 
 @pytest.mark.parametrize("kind", ["mlp", "gpt"])
