@@ -9,6 +9,7 @@ import wave
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -156,3 +157,26 @@ def test_a_packed_recording_that_is_a_bomb_is_refused() -> None:
     soundfile.write(held, np.zeros(32 * MIB, np.float32), 8000, format="FLAC")
     with pytest.raises(DataError, match=r"quiet\.flac: .* decompress to more than"):
         read_wav(held.getvalue(), "quiet.flac")
+
+
+def test_zstd_is_read_a_piece_at_a_time_whatever_its_frames(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard", reason="zstandard is not installed")
+    from tauon.data.files import open_bytes
+
+    random = Random(0)
+    path = tmp_path / "frames.zst"
+    for _ in range(40):
+        parts = [bytes(random.choices(b"ab\n", k=random.choice([0, 1, 5, 4096, 9000]))) for _ in range(random.randint(1, 4))]
+        packed = b"".join(zstandard.ZstdCompressor().compress(part) for part in parts)
+        path.write_bytes(packed)
+        with open_bytes(path) as file:
+            assert b"".join(file) == b"".join(parts)
+            assert file.raw.stream.fileobj.tell() == len(packed)  # type: ignore[attr-defined]  # progress is counted there
+    path.write_bytes(zstandard.ZstdCompressor(level=1).compress(random.randbytes(8 * MIB)))
+    tracemalloc.start()
+    try:
+        with open_bytes(path) as file:
+            assert len(file.read(100)) == 100
+        assert tracemalloc.get_traced_memory()[1] < 4 * MIB
+    finally:
+        tracemalloc.stop()

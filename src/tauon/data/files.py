@@ -72,6 +72,42 @@ class _Bounded(io.RawIOBase):
         return len(data)
 
 
+class _Unzstd(io.RawIOBase):
+    """A stream of zstd, decompressed a piece at a time: several frames may follow each other, and a truncated one is an error."""
+
+    def __init__(self, packed: BinaryIO, path: Path) -> None:
+        try:
+            import zstandard
+        except ImportError as err:
+            raise MissingExtra(f"{path}: reading .zst", "zstd") from err
+        self.zstandard, self.fileobj, self.path = zstandard, packed, path
+        self.frame: Any = None
+        """The frame that is being read; None before one and after one."""
+        self.unused, self.ready = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready:
+            piece = self.unused or self.fileobj.read(_PIECE)
+            self.unused = b""
+            if not piece:
+                if self.frame is not None:
+                    raise DataError(f"{self.path}: truncated zstd. Copy or download the file again")
+                return 0
+            self.frame = self.frame or self.zstandard.ZstdDecompressor().decompressobj()
+            try:
+                self.ready = memoryview(self.frame.decompress(piece))
+            except self.zstandard.ZstdError as err:
+                raise DataError(f"{self.path}: damaged zstd ({err}). Copy or download the file again") from None
+            if self.frame.eof:
+                self.unused, self.frame = self.frame.unused_data, None
+        n = min(len(buffer), len(self.ready))
+        buffer[:n], self.ready = self.ready[:n], self.ready[n:]
+        return n
+
+
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
     """Open a file as a stream, decompressed if it is gzip or zstd. A truncated stream is a `DataError` when it ends."""
@@ -83,7 +119,7 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
                 with gzip.GzipFile(fileobj=raw) as unpacked:
                     yield io.BufferedReader(_Bounded(unpacked, path, os.fstat(raw.fileno()).st_size), 2**17)  # type: ignore[arg-type]
             elif head == _ZSTD:
-                yield io.BytesIO(_unzstd(raw.read(), path))
+                yield io.BufferedReader(_Bounded(_Unzstd(raw, path), path, os.fstat(raw.fileno()).st_size), 2**17)  # type: ignore[arg-type]
             else:
                 yield raw
     except FileNotFoundError:
@@ -96,27 +132,6 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
         raise DataError(f"{path}: damaged or truncated gzip ({err}). Copy or download the file again") from None
     except OSError as err:
         raise DataError(f"{path}: cannot be read ({err.strerror or err})") from None
-
-
-def _unzstd(packed: bytes, path: Path) -> bytes:
-    try:
-        import zstandard
-    except ImportError as err:
-        raise MissingExtra(f"{path}: reading .zst", "zstd") from err
-    parts, given, at = [], 0, 0
-    try:
-        while at < len(packed):  # several frames may follow each other; `eof` must be checked, or a truncated one looks complete
-            frame = zstandard.ZstdDecompressor().decompressobj()
-            while not frame.eof and at < len(packed):
-                parts.append(frame.decompress(packed[at : at + _PIECE]))
-                at, given = at + _PIECE, given + len(parts[-1])
-                refuse_bomb(path, given, len(packed))
-            if not frame.eof:
-                raise DataError(f"{path}: truncated zstd. Copy or download the file again")
-            at = min(at, len(packed)) - len(frame.unused_data)
-    except zstandard.ZstdError as err:
-        raise DataError(f"{path}: damaged zstd ({err}). Copy or download the file again") from None
-    return b"".join(parts)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -118,7 +118,7 @@ class TableReader(Reader):
             if parts is None:
                 stream = self.reading.csv(path)
                 for rows in stream:
-                    self.done = self._before + min(stream.done, path.stat().st_size)  # zstd counts decompressed bytes
+                    self.done = self._before + stream.done
                     yield Rows({n: rows.columns[n] for n in names}, rows.where)
             else:
                 for rows, share in parts(path, names, self.reading.rows):
