@@ -21,6 +21,7 @@ from tauon import __version__
 from tauon.errors import Interrupted, LaunchError
 from tauon.federated import Message
 from tauon.federated.flower import CertificateError, Refused, load_site, make_authority, make_server_certificate, make_site_key, serve
+from tauon.federated.flower.coordinator import END_TIMEOUT
 from tauon.federated.flower.transport import CONNECT
 
 pytest.importorskip("flwr", reason="federated training needs: pip install 'tauon[federated]'")
@@ -47,6 +48,8 @@ def test_an_unknown_key_is_refused_and_joins_once_it_is_in_the_roster(keys: Path
         roster.write_text((keys / "roster").read_text())
         assert coordinator.sites() == []
         assert "does not know this site's key" in ended(site)
+        began = time.monotonic()
+    assert time.monotonic() - began < END_TIMEOUT, "a site that was removed is not waited for"
 
 
 @pytest.mark.parametrize(("offset", "words"), [(600.0, "ahead of"), (-600.0, "behind")])
@@ -232,6 +235,9 @@ def test_a_site_that_is_stopped_says_goodbye(keys: Path) -> None:
         assert "went offline" in reason(coordinator.ask({"b": message("stop")}, timeout=120)["b"])
         site.thread.join(120)
         assert isinstance(site.error, Interrupted)
+        assert len(coordinator.link.departed()) == 2
+        began = time.monotonic()
+    assert time.monotonic() - began < END_TIMEOUT, "sites that said goodbye are not waited for"
 
 
 @pytest.mark.parametrize("path", ["federated.federation_sites", "no.such.module:site", "federated.federation_sites:nothing"])

@@ -81,17 +81,22 @@ class Coordinator:
         return joined
 
     def end(self) -> None:
-        """Ask the sites that took part to end: the federation is done. A site that stays away does not learn it; it waits for the next one, or, if it
-        has the final weights, ends by itself.
+        """Ask the sites that took part to end: the federation is done. A site that vanished may come back for some seconds; one that said goodbye, or
+        was removed from the roster, is not waited for. A site that stays away does not learn it; it waits for the next one, or, if it has the
+        final weights, ends by itself.
         """
         waiting, give_up = {*self.transport.traffic(), *self.sites()}, time.monotonic() + END_TIMEOUT
-        while waiting and time.monotonic() < give_up:
+        while time.monotonic() < give_up and (waiting := waiting & self._may_return()):
             there, nonce = waiting & {*self.sites()}, secrets.token_hex(16)
             answers = self.ask({name: Message(END, nonce=nonce) for name in there}, timeout=min(10.0, give_up - time.monotonic()))
             waiting -= {name for name, answer in answers.items() if isinstance(answer, Message)}
             if waiting:
                 self.link.arrived.wait(0.5)
                 self.link.arrived.clear()
+
+    def _may_return(self) -> set[str]:
+        gone = self.link.departed()
+        return {name for key, name in self._names.items() if key not in gone}
 
     def _refresh(self) -> None:
         self.link.check()

@@ -74,6 +74,11 @@ class SuperLink:
         if removed:
             self.pushed(*removed)  # their requests that wait are refused now
 
+    def departed(self) -> set[bytes]:
+        """Return the public keys of the sites that said goodbye and did not come back. Those that vanished are not among them."""
+        gone = set(self.state.said_goodbye)
+        return {node.public_key for node in self.state.get_node_info() if node.node_id in gone}
+
     def check(self) -> None:
         """Raise `LaunchError` where the server has ended by itself."""
         if self.server is not None and not self.server.is_alive():
@@ -97,11 +102,18 @@ def _link_state() -> Any:
             # Flower takes these three locks in different orders (a push session that expires, a message that is stored), and registers a
             # message's objects without holding the store: one lock for all cannot deadlock, and no object vanishes in between.
             self._lock_object_push_sessions = store.lock_store = self.lock
+            self.said_goodbye: set[int] = set()
 
         def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
             with self.lock:
-                self.deactivate_node(node_id)
+                super().deactivate_node(node_id)
+                self.said_goodbye.discard(node_id)
                 return bool(super().activate_node(node_id, heartbeat_interval))
+
+        def deactivate_node(self, node_id: int) -> bool:
+            with self.lock:
+                self.said_goodbye.add(node_id)
+                return bool(super().deactivate_node(node_id))
 
         def delete_node(self, owner_aid: str, node_id: int) -> None:
             with self.lock:
