@@ -80,6 +80,19 @@ def test_a_bad_record_is_named_or_skipped_and_counted(tmp_path: Path, case: str)
     assert made(tmp_path, kind, on_error="skip").facts["unreadable"] == splits.facts["unreadable"]  # also when it is found again
 
 
+@pytest.mark.parametrize("held_out", [None, "count", "apply"])
+def test_what_cannot_be_read_is_counted_once_in_its_own_part(tmp_path: Path, held_out: str | None) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl([b"[1]"]))
+    (tmp_path / "b.jsonl").write_bytes(jsonl([b"[1]", b'{"text": null}']).replace(b"record", b"another"))
+    source, validation = ({"kind": "jsonl", "path": str(tmp_path / name), "on_error": "skip"} for name in ("a.jsonl", "b.jsonl"))
+    cleaning = {} if held_out is None else {"clean": [{"kind": "length", "min": 5}], "clean_held_out": held_out}
+    data = config(source=source, validation=validation, tokenizer="bytes", seq_len=16, **cleaning)
+    splits = prepare(data, seed=0, input_kind="tokens")
+    assert splits.facts["unreadable"] == {"train": {"not a JSON object": 1}, "validation": {"not a JSON object": 1, "not text": 1}}
+    listed = (Path(splits.facts["cache"]["folder"]) / "rejected" / "unreadable.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["part"] for line in listed) == ["train", "validation", "validation"]
+
+
 def test_a_truncated_archive_keeps_what_came_before(tmp_path: Path) -> None:
     rng = random.Random(0)
     texts = [f"{i} " + "".join(rng.choices("abcdefghijklmnop ", k=3000)) for i in range(60)]

@@ -19,6 +19,7 @@ from tauon.data.files import canonical
 from tauon.data.progress import report
 from tauon.data.sources.base import Document, SourceConfig
 from tauon.data.sources.numbered import numbered
+from tauon.data.sources.rejects import reading
 from tauon.data.split import Part
 
 __all__ = ["CleanedDocuments", "cleaned"]
@@ -117,7 +118,8 @@ def cleaned(
         applied = part == "train" or held_out == "apply"
         work = _CleanWork(filters, applied, part, source.member_names())
         changes = array("q")
-        counted, number, example = _clean(source, work, blocks, RejectedFile(folder / "rejected", part), changes)
+        with reading(part, again=not applied):
+            counted, number, example = _clean(source, work, blocks, RejectedFile(folder / "rejected", part), changes)
         made[part] = counted
         refuse_too_few(counted, limit, part, "documents", example)
         if applied:

@@ -33,7 +33,7 @@ from tauon.data.shards import Shards
 from tauon.data.sources.base import Document, SourceConfig
 from tauon.data.sources.mixture import MixtureConfig
 from tauon.data.sources.numbered import numbered
-from tauon.data.sources.rejects import Rejects, collecting
+from tauon.data.sources.rejects import Rejects, collecting, reading
 from tauon.data.split import PARTS, Part, SplitConfig
 from tauon.data.split_text import TextStat, TextStats, split_text
 from tauon.data.splits import DataSplits
@@ -239,12 +239,12 @@ def _provenance(request: Request, content: dict[str, Any]) -> dict[Part, dict[st
 
 def _measure(source: SourceConfig, part: Part, rejects: Rejects) -> TextStats:
     stats = TextStats()
-    rejects.part = part
-    for document in numbered(source):
-        data = refuse_surrogates(document.text, document.name).encode()
-        stats.append(TextStat(hashlib.sha256(data).digest(), len(document.text), document.source))
-        if len(stats) % 1000 == 0:
-            report(f"read {part}", len(stats))
+    with reading(part):
+        for document in numbered(source):
+            data = refuse_surrogates(document.text, document.name).encode()
+            stats.append(TextStat(hashlib.sha256(data).digest(), len(document.text), document.source))
+            if len(stats) % 1000 == 0:
+                report(f"read {part}", len(stats))
     report(f"read {part}", len(stats))
     if not stats.chars.any():
         why = rejects.first(part)

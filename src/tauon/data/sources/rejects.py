@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from tauon.data.rejected import rejected_line, rejected_row
 from tauon.errors import DataError
 
-__all__ = ["Rejects", "collecting", "reject"]
+__all__ = ["Rejects", "collecting", "reading", "reject"]
 
 
 class Rejects:
@@ -67,6 +67,19 @@ def reject(error: DataError, reason: str) -> None:
     listener = _listener.get()
     if listener is not None:
         listener.add(error, reason)
+
+
+@contextlib.contextmanager
+def reading(part: str, *, again: bool = False) -> Iterator[None]:
+    """Within the block, rejected records belong to `part`. `again`: they are met once more elsewhere, and not recorded here."""
+    listener = _listener.get()
+    if listener is not None:
+        listener.part = part
+    token = _listener.set(None if again else listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 @contextlib.contextmanager
