@@ -40,6 +40,29 @@ def tauon(env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
     return python("from tauon.cli import main; main()", env, *args)
 
 
+EACH = """
+import contextlib, io, json, sys
+from tauon.cli import main
+found = []
+for command in json.loads(sys.argv[1]):
+    sys.argv, code = ["tauon", *command], 0
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    found.append({"args": command, "returncode": code, "stdout": out.getvalue(), "stderr": err.getvalue()})
+print(json.dumps(found))
+"""
+
+
+def tauon_each(env: dict[str, str], *commands: list[str]) -> list[subprocess.CompletedProcess[str]]:
+    """Run several commands, one after the other, in one process: most of a short command's time is its imports."""
+    done = python(EACH, env, json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    return [subprocess.CompletedProcess(**one) for one in json.loads(done.stdout)]
+
+
 def test_a_recipe_of_three_parts_from_outside_runs_to_the_end(tmp_path: Path) -> None:
     env = install(tmp_path / "site")
     done = tauon(env, "run", str(EXAMPLE / "recipe.yaml"), "--root", str(tmp_path / "runs"), "--json")
@@ -61,25 +84,26 @@ def test_a_recipe_of_three_parts_from_outside_runs_to_the_end(tmp_path: Path) ->
 def test_a_stage_from_outside_has_a_verb_a_section_and_a_part_of_the_report(tmp_path: Path) -> None:
     env, recipe, root = install(tmp_path / "site"), str(EXAMPLE / "recipe.yaml"), str(tmp_path / "runs")
     folder = tmp_path / "runs" / "toy-plugin"
-    assert "boundary" in tauon(env, "--help").stdout
-    assert "changes its mind" in tauon(env, "boundary", "--help").stdout
-    assert "boundary" in json.loads(tauon(env, "recipe", "schema").stdout)["properties"]
-    early = tauon(env, "boundary", recipe, "--root", root)
+    shown, taught, schema, early, done, wrong = tauon_each(
+        env, ["--help"], ["boundary", "--help"], ["recipe", "schema"], ["boundary", recipe, "--root", root],
+        ["run", recipe, "boundary.points=11", "--root", root, "--json"],  # given its section, it is one of the run's stages
+        ["recipe", "check", recipe, "--set", "boundary.point=3"],
+    )  # fmt: skip
+    assert "boundary" in shown.stdout and "changes its mind" in taught.stdout
+    assert "boundary" in json.loads(schema.stdout)["properties"]
     assert early.returncode == 5 and "no run yet" in early.stderr
-    done = tauon(env, "run", recipe, "boundary.points=11", "--root", root, "--json")  # given its section, it is one of the run's stages
     assert done.returncode == 0, done.stderr
     stages = [e["name"] for line in done.stdout.splitlines() if (e := json.loads(line))["kind"] == "stage" and e["state"] == "done"]
     assert stages == ["prepare", "train", "evaluate", "boundary", "report"]
     assert json.loads((folder / "boundary.json").read_text())["points"] == 11
     assert "changes its mind at" in (folder / "report.html").read_text()
-    again = tauon(env, "boundary", str(folder), "boundary.points=21", "--json")  # another setting: done again, by itself
+    assert wrong.returncode == 2 and "did you mean 'points'" in wrong.stderr
+    again, rest = tauon_each(  # another setting: done again, by itself
+        env, ["boundary", str(folder), "boundary.points=21", "--json"], ["run", str(folder), "--json"]
+    )  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert json.loads((folder / "boundary.json").read_text())["points"] == 21
-    states = {
-        e["name"]: e["state"]
-        for line in tauon(env, "run", str(folder), "--json").stdout.splitlines()
-        if (e := json.loads(line))["kind"] == "stage"
-    }
+    states = {e["name"]: e["state"] for line in rest.stdout.splitlines() if (e := json.loads(line))["kind"] == "stage"}
     assert states == {
         "prepare": "done before",
         "train": "done before",
@@ -87,8 +111,6 @@ def test_a_stage_from_outside_has_a_verb_a_section_and_a_part_of_the_report(tmp_
         "boundary": "done before",
         "report": "done",
     }
-    wrong = tauon(env, "recipe", "check", recipe, "--set", "boundary.point=3")
-    assert wrong.returncode == 2 and "did you mean 'points'" in wrong.stderr
     absent = tauon(
         os.environ | {"PYTHONPATH": str(ROOT / "src")}, "recipe", "check", "quickstart", "--set", "stages=[prepare, train, boundry]"
     )

@@ -108,7 +108,7 @@ def check_exact(folder: Path, kills: int, **settings: str) -> None:
 
 @pytest.mark.timeout(1800)
 def test_killed_at_random_moments_the_weights_are_bit_for_bit_those_of_the_undisturbed_run(place: Path) -> None:
-    check_exact(place, 5)
+    check_exact(place, 3)
 
 
 @pytest.mark.slow
