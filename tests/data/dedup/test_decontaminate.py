@@ -13,6 +13,7 @@ import pytest
 
 from tauon.config import parse
 from tauon.data import DataConfig, DataSplits, DataStamp, prepare
+from tauon.data.dedup import contamination
 from tauon.data.dedup.contamination import COMMON, HeldOut
 from tauon.data.dedup.images import copies, dhash, near_copies
 from tauon.errors import DataError, RecipeError
@@ -74,8 +75,12 @@ def brute(train: list[str], held: list[str], n: int, share: float) -> dict[int, 
     return found
 
 
+@pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_shares_are_those_of_sets_of_ngrams(seed: int) -> None:
+def test_shares_are_those_of_sets_of_ngrams(seed: int, long: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if long:  # most texts are batches of their own, looked at a few words at a time
+        monkeypatch.setattr(contamination, "_CHARS", 40)
+        monkeypatch.setattr(contamination, "_WORDS", 3)
     draw = random.Random(seed)
     held = [text(i, draw.randint(2, 40)) for i in range(15)]
     train = []

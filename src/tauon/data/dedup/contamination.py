@@ -25,6 +25,8 @@ MOST = 1 << 26
 _OWNERS = 16
 """Held-out texts that are looked at for one n-gram."""
 _CHARS = 1 << 20
+_WORDS = 1 << 18
+"""Words of one long text that are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class HeldOut:
         batch: list[str] = []
         chars = 0
         for text in texts:
+            if len(text) >= _CHARS and batch:  # a long text is a batch of its own
+                yield (len(batch), *self._distinct(batch))
+                batch, chars = [], 0
             batch.append(text)
             chars += len(text)
             if chars >= _CHARS:
@@ -84,13 +89,26 @@ class HeldOut:
             yield (len(batch), *self._distinct(batch))
 
     def _distinct(self, batch: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        values, whose = ngrams(*self._hashes(batch), self._n)
+        hashes, counts = self._hashes(batch)
+        if len(batch) == 1 and len(hashes) - self._n >= _WORDS:
+            return self._distinct_of_one(hashes)
+        values, whose = ngrams(hashes, counts, self._n)
         kept = values <= self._sample
         values, whose = values[kept], whose[kept]
         order = np.lexsort((values, whose))
         values, whose = values[order], whose[order]
         new = np.append(True, (values[1:] != values[:-1]) | (whose[1:] != whose[:-1])) if len(values) else np.zeros(0, bool)
         return values[new], whose[new]
+
+    def _distinct_of_one(self, hashes: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """The same of a text of many words, some of them at a time."""
+        found = []
+        for a in range(0, len(hashes) - self._n + 1, _WORDS):
+            part = hashes[a : a + _WORDS + self._n - 1]
+            values, _ = ngrams(part, np.array([len(part)], np.int64), self._n)
+            found.append(np.unique(values[values <= self._sample]))
+        values = np.unique(np.concatenate(found))
+        return values, np.zeros(len(values), np.int64)
 
     def find(self, texts: Iterable[str], share: float) -> list[Contaminated]:
         """Return the texts that have at least `share` of their n-grams in common with held-out texts, or at least that share of the n-grams of
