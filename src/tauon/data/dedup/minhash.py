@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ SKETCH = 1024
 _EMPTY = np.uint32(0xFFFFFFFF)
 _SINGLE, _ATTEMPTS = 2, 16
 """Draws of an empty bin that are looked up one by one, and at once after these."""
+_WORDS = 1 << 15
+"""Words whose shingles are made at once."""
 _MISS = 0.99
 """Weight of missed pairs against needless candidates: a candidate is verified, a missed pair is lost."""
 
@@ -82,11 +85,24 @@ def sketches(words: NDArray[np.uint64], counts: NDArray[np.int64], shingle: int,
         bins: length of a signature, a power of two.
         bands: how signatures become keys.
     """
-    hashes, sizes = _distinct(_high(windows(words, counts, shingle)), counts, shingle)
-    signatures = _signatures(hashes, sizes, bins)
-    if int(sizes.max(initial=0)) > SKETCH:
-        hashes = hashes[np.arange(len(hashes)) - np.repeat(np.cumsum(sizes) - sizes, sizes) < SKETCH]
-    return Sketches(_keys(signatures, bands), np.minimum(sizes, SKETCH), hashes)
+    signatures = np.full((len(counts), bins), _EMPTY, np.uint32)
+    sizes = np.empty(len(counts), np.int64)
+    kept: list[NDArray[np.uint32]] = []
+    ends = np.cumsum(counts)
+    edges = np.searchsorted(ends, np.arange(_WORDS, int(ends[-1]) if len(ends) else 0, _WORDS)).tolist()
+    for first, last in pairwise(sorted({0, *edges, len(counts)})):  # blocks that fit in a processor's cache
+        mine = counts[first:last]
+        values = _high(windows(words[ends[first] - counts[first] : ends[last - 1]], mine, shingle))
+        hashes, sizes[first:last] = _distinct(values, mine, shingle)
+        _bins(hashes, sizes[first:last], signatures[first:last])
+        if int(sizes[first:last].max()) > SKETCH:
+            hashes = hashes[
+                np.arange(len(hashes)) - np.repeat(np.cumsum(sizes[first:last]) - sizes[first:last], sizes[first:last]) < SKETCH
+            ]
+        kept.append(hashes)
+    _fill(signatures.reshape(-1), bins)
+    keys = _keys(np.ascontiguousarray(signatures.T), bands)
+    return Sketches(keys, np.minimum(sizes, SKETCH), np.concatenate(kept) if kept else np.empty(0, np.uint32))
 
 
 def _high(values: NDArray[np.uint64]) -> NDArray[np.uint32]:
@@ -117,8 +133,9 @@ def _distinct(values: NDArray[np.uint32], counts: NDArray[np.int64], shingle: in
     return values.take(kept), np.diff(np.searchsorted(kept, np.append(starts, len(values))))
 
 
-def _signatures(hashes: NDArray[np.uint32], sizes: NDArray[np.int64], bins: int) -> NDArray[np.uint32]:
-    """(bins, documents): the smallest hash of each bin, without the bits of the bin. The hashes of a document are ascending, so it is the bin's first."""
+def _bins(hashes: NDArray[np.uint32], sizes: NDArray[np.int64], to: NDArray[np.uint32]) -> None:
+    """Write the smallest hash of each bin, without the bits of the bin, to (documents, bins). The hashes of a document are ascending: it is the bin's first."""
+    bins = to.shape[1]
     width = np.uint32(32 - (bins.bit_length() - 1))
     bin_ = hashes >> width
     new = np.ones(len(hashes), bool)
@@ -128,10 +145,7 @@ def _signatures(hashes: NDArray[np.uint32], sizes: NDArray[np.int64], bins: int)
     at = np.flatnonzero(new)
     place = bin_.take(at).astype(np.int64)
     place += np.repeat(np.arange(0, len(sizes) * bins, bins), np.diff(np.searchsorted(at, np.append(starts, len(hashes)))))
-    flat = np.full(len(sizes) * bins, _EMPTY, np.uint32)
-    flat[place] = hashes.take(at) & ((np.uint32(1) << width) - np.uint32(1))
-    _fill(flat, bins)
-    return np.ascontiguousarray(flat.reshape(len(sizes), bins).T)
+    to.reshape(-1)[place] = hashes.take(at) & ((np.uint32(1) << width) - np.uint32(1))
 
 
 def _fill(flat: NDArray[np.uint32], bins: int) -> None:

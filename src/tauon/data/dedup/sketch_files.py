@@ -21,8 +21,10 @@ from tauon.errors import DataError
 
 __all__ = ["SketchFiles"]
 
-ROWS, HASHES, CHARS = 1 << 16, 1 << 24, 1 << 18
-"""Documents and hashes of a chunk, characters of a batch."""
+ROWS, HASHES = 1 << 16, 1 << 24
+"""Documents and hashes of a chunk."""
+CHARS, BATCH = 1 << 20, 1 << 12
+"""Characters and documents of a batch."""
 
 
 class SketchFiles:
@@ -68,7 +70,7 @@ class SketchFiles:
                 continue
             batch.append(text)
             chars += len(text)
-            if chars >= CHARS or chunk.rows + len(batch) >= ROWS:
+            if chars >= CHARS or len(batch) >= BATCH or chunk.rows + len(batch) >= ROWS:
                 flush()
                 if chunk.rows >= ROWS or chunk.hashes >= HASHES:
                     chunk.save()

@@ -23,11 +23,9 @@ _ASCII = str.maketrans({chr(c): " " for c in range(128) if not (chr(c).isalnum()
 _SLICE = 1 << 20
 """Characters of a text whose words are in memory at once."""
 _CUT = re.compile(r"[ \n](?=[A-Za-z0-9])")
-_LOWER = bytes(c + 32 if 65 <= c <= 90 else c if c >= 128 or chr(c).isalnum() or c == 95 else 0 for c in range(256))
-"""ASCII in lower case; what is not in a word becomes 0."""
 _BLOCK = 1 << 18
 """Bytes whose words are hashed at once."""
-_REUSED = 1 << 23
+_REUSED = 1 << 24
 """Bytes of a mapped array that is made and freed once, untouched: glibc then takes arrays up to this size from its heap, and keeps twice as much there
 (mallopt(3), M_MMAP_THRESHOLD), so that each block of texts uses the memory of the last. New pages for each cost a third of the time."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -69,29 +67,20 @@ class WordHashes:
         hashes: list[NDArray[np.uint64]] = []
         sizes: list[NDArray[np.int64]] = []  # words of each piece
         owners: list[int] = []
-        block: list[bytes] = []
+        block: list[str] = []
         size = 0
-
-        def flush() -> None:
-            if block:
-                found, words = _block(block)
-                hashes.append(found)
-                sizes.append(words)
-                block.clear()
-
         for i, text in enumerate(texts):
             for piece in _slices(text) if len(text) > 2 * _SLICE else (text,):
-                raw = piece.encode() if piece.isascii() else " ".join(words_of(piece)).encode("utf-8", "surrogatepass")
-                size += len(raw) + 1
-                if size > _BLOCK:
-                    flush()
-                    size = len(raw) + 1
-                block.append(raw)
+                size += len(piece) + 1
+                if size > _BLOCK and block:
+                    _block(block, hashes, sizes)
+                    block, size = [], len(piece) + 1
+                block.append(piece if piece.isascii() else " ".join(words_of(piece)))
                 owners.append(i)
-        flush()
-        if not hashes:
+        if not owners:
             return np.empty(0, np.uint64), np.zeros(0, np.int64)
-        whole, counts = hashes[0] if len(hashes) == 1 else np.concatenate(hashes), np.zeros(len(texts), np.int64)
+        _block(block, hashes, sizes)
+        whole, counts = np.concatenate(hashes), np.zeros(len(texts), np.int64)
         np.add.at(counts, owners, np.concatenate(sizes))
         bare = np.flatnonzero(counts == 0)
         if len(bare):
@@ -103,30 +92,55 @@ class WordHashes:
         return whole, counts
 
 
-def _block(pieces: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Return (hashes of the words of all pieces in a row, words of each piece)."""
-    joined = b" ".join(pieces)
-    data = np.frombuffer((b" " + joined + b" " * (23 - len(joined) % 8)).translate(_LOWER), np.uint8)
-    blanks = np.flatnonzero(data[: len(joined) + 2] == 0)
+def _block(pieces: Sequence[str], to: list[NDArray[np.uint64]], counts: list[NDArray[np.int64]]) -> None:
+    """Append the hashes of the words of all pieces in a row, and the words of each piece."""
+    ascii_ = all(map(str.isascii, pieces))
+    if ascii_:
+        joined = " ".join(("", *pieces, " " * 16)).encode()
+        sizes = list(map(len, pieces))
+    else:
+        raw = [piece.encode("utf-8", "surrogatepass") for piece in pieces]
+        joined = b" ".join((b"", *raw, b" " * 16))
+        sizes = list(map(len, raw))
+    data, blank = _lower(joined, ascii_)
+    blanks = np.flatnonzero(blank[:-15])
     starts = blanks[:-1] + 1
     lengths = blanks[1:] - starts
     hashes = _hashed(data, starts, lengths)
-    edges = np.searchsorted(blanks, np.cumsum([0, *(len(raw) + 1 for raw in pieces)]))
+    edges = np.searchsorted(blanks, np.cumsum(np.array([0, *sizes]) + 1) - 1)
     real = np.flatnonzero(lengths > 0)
     if len(real) < len(lengths):  # nothing is between two blanks in a row
         hashes, edges = hashes.take(real), np.searchsorted(real, edges)
-    return hashes, np.diff(edges)
+    to.append(hashes)
+    counts.append(np.diff(edges))
+
+
+def _lower(joined: bytes, ascii_: bool) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return (the bytes, ASCII letters in lower case; which are in no word: ASCII that is no letter, digit or underscore). Others are as they were."""
+    raw = np.frombuffer(joined, np.uint8)
+    data = raw | np.uint8(32)
+    blank = (data - np.uint8(97)) >= np.uint8(26)
+    blank &= (raw - np.uint8(48)) >= np.uint8(10)
+    if b"_" in joined:
+        under = raw == np.uint8(95)
+        blank &= ~under
+        data[under] = 95
+    if not ascii_:
+        above = raw >= np.uint8(128)
+        blank &= ~above
+        data[above] = raw[above]
+    return data, blank
 
 
 def _hashed(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Return a hash of each word: eight bytes at a time are mixed in.
 
     Args:
-        data: a multiple of eight bytes, of which more than fourteen follow the last word.
+        data: bytes, of which at least sixteen follow the last word.
         starts: where each word begins.
         lengths: bytes of each word.
     """
-    eights = data.view("<u8")
+    eights = data[: len(data) // 8 * 8].view("<u8")
     out = _eight(eights, starts, lengths)
     out += lengths.view(np.uint64) * _ODD
     mixed(out)
@@ -185,10 +199,11 @@ def windows(words: NDArray[np.uint64], counts: NDArray[np.int64], n: int) -> NDA
         n: words per sequence.
     """
     factors = _factors(n)
-    whole: NDArray[np.uint64] = np.zeros(len(words), np.uint64)
+    whole = np.zeros_like(words)
     out = whole[: max(len(words) - n + 1, 0)]
+    np.multiply(words[: len(out)], factors[0], out=out)
     term = np.empty_like(out)
-    for place in range(n):
+    for place in range(1, n):
         out += np.multiply(words[place : place + len(out)], factors[place], out=term)
     few = np.flatnonzero(counts < n)
     if len(few):
