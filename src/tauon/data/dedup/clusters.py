@@ -69,12 +69,19 @@ def _portion(files: SketchFiles, band: int, portion: int, portions: int) -> tupl
         documents.append(first + at)
     whole, numbers = np.concatenate(keys), np.concatenate(documents)
     order = np.argsort(whole)
-    whole = whole[order]
-    twice = np.append(False, whole[1:] == whole[:-1]) if len(whole) else np.zeros(0, bool)
-    twice[:-1] |= twice[1:]
-    whole, numbers = whole[twice], numbers[order[twice]]
-    order = np.lexsort((numbers, whole))
-    return whole[order], numbers[order]
+    whole = whole.take(order)
+    same = whole[1:] == whole[:-1]
+    twice = np.zeros(len(whole), bool)
+    twice[1:] |= same
+    twice[:-1] |= same
+    at = np.flatnonzero(twice)
+    whole, numbers = whole.take(at), numbers.take(order.take(at))
+    new = np.ones(len(whole), np.int64)
+    new[1:] = whole[1:] != whole[:-1]
+    rank = np.cumsum(new) * len(files)
+    numbers += rank
+    numbers.sort()
+    return whole, numbers - rank
 
 
 def _candidates(keys: NDArray[np.uint64], documents: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -201,7 +208,7 @@ def _jaccard(files: SketchFiles, a: NDArray[np.int64], b: NDArray[np.int64]) -> 
     hashes, sizes = files.gather(np.column_stack([a, b]).ravel())  # of each pair in a row
     edges = np.append(0, np.cumsum(sizes[::2] + sizes[1::2]))
     for start, end in pairwise(edges.tolist()):
-        hashes[start:end].sort()
+        hashes[start:end].sort(kind="stable")  # merges the two, which are ascending
     both = hashes[1:] == hashes[:-1]  # each document has a hash once
     both[edges[1:-1] - 1] = False
     shared = np.diff(np.searchsorted(np.flatnonzero(both), edges))
