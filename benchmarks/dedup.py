@@ -3,7 +3,7 @@ process of its own with one thread, on the same file.
 
 Both read the lines with `json`, compare shingles of five words in lower case without punctuation at a threshold of 0.8 with 128 values a signature, keep
 the first of what is alike, and copy the lines of the kept records to shards of 10,000. Tokenising is on neither side. The peer is used as its documentation
-says (`update_batch`, `query`, `insert`), in memory; ours works on disk and verifies each pair.
+says (`MinHash.generator`, which draws the permutations once, `query`, `insert`), in memory; ours works on disk and verifies each pair.
 
 Recall: of the pairs that the peer's index returns and whose exact Jaccard similarity is at least 0.8, the share that ours has in one cluster. The similarity
 of every 10 th pair is computed on the words themselves. `raw` counts all pairs that it returns, those below the threshold too.
@@ -53,9 +53,9 @@ def corpus(path: Path, documents: int, seed: int = 0) -> None:
 def texts(path: Path) -> Iterator[str]:
     """Yield the text of each line: both sides read by this."""
     decode = json.JSONDecoder().scan_once  # what json.loads calls
-    with open(path, encoding="utf-8", newline="\n", buffering=1 << 20) as file:
+    with open(path, "rb", buffering=1 << 20) as file:
         for line in file:
-            yield decode(line, 0)[0]["text"]
+            yield decode(line.decode(), 0)[0]["text"]
 
 
 def write_shards(path: Path, removed: set[int], out: Path) -> int:
@@ -92,11 +92,12 @@ def peer(path: Path, out: Path) -> dict[str, object]:
     table = str.maketrans({chr(c): " " for c in range(128) if not (chr(c).isalnum() or chr(c) == "_")})
     removed: set[int] = set()
     pairs: list[tuple[int, int]] = []
-    for i, text in enumerate(texts(path)):
+
+    def shingles(text: str) -> set[bytes]:
         words = text.lower().translate(table).split()
-        shingles = {" ".join(words[k : k + SHINGLE]).encode() for k in range(max(1, len(words) - SHINGLE + 1))}
-        made = MinHash(num_perm=128)
-        made.update_batch(shingles)
+        return {" ".join(words[k : k + SHINGLE]).encode() for k in range(max(1, len(words) - SHINGLE + 1))}
+
+    for i, made in enumerate(MinHash.generator(map(shingles, texts(path)), num_perm=128)):
         alike = lsh.query(made)
         pairs += [(int(j), i) for j in alike]
         if alike:

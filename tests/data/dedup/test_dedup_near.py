@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import random
@@ -228,6 +229,24 @@ def test_a_word_has_one_hash_wherever_it_is(texts: list[str]) -> None:
             at += 1
         at += not mine
     assert len(set(known.values())) == len(known)
+
+
+@pytest.mark.parametrize("more", ["", " na\u00efve"])
+def test_every_ascii_character_parts_words_or_belongs_to_one(more: str) -> None:
+    texts = [f"Ab{chr(c)}Cd{more}" for c in range(128)]
+    values, counts = WordHashes()(texts)
+    assert counts.tolist() == [len(words_of(text)) for text in texts]
+    assert np.array_equal(values, WordHashes()([" ".join(words_of(text)) for text in texts])[0])
+
+
+def test_hashes_and_keys_are_those_of_earlier_versions() -> None:
+    """So that the same command removes the same documents."""
+    texts = ["Hello, World! 你好", "antidisestablishmentarianism snake_case 42", "...", "one two three four five six seven"]
+    words, counts = WordHashes()(texts)
+    made = sketches(words, counts, 5, 64, Bands(16, 4))
+    both = made.keys.astype("<u8").tobytes() + made.hashes.astype("<u4").tobytes()
+    assert hashlib.sha256(words.astype("<u8").tobytes()).hexdigest()[:16] == "9a315eda9a53270a"
+    assert hashlib.sha256(both).hexdigest()[:16] == "9beaa7ca3b10b38a"
 
 
 def test_a_long_text_has_the_words_of_its_slices(monkeypatch: pytest.MonkeyPatch) -> None:

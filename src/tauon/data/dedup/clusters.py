@@ -7,6 +7,7 @@ Memory: 8 bytes per document for the clusters, and the keys of one band, in port
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ __all__ = ["Remembered", "clusters", "jaccard"]
 
 _NEIGHBOURS = 8
 """How far apart two documents of one bucket may be (in order of their numbers) to be compared; each is compared with the first, too."""
-_AT_ONCE = 1 << 18
+_AT_ONCE = 1 << 17
 """Hashes that are compared at once."""
 _PAIRS = 1 << 16
 """Pairs after which the clusters are looked at again: those that are in one by then need no comparison."""
@@ -67,11 +68,20 @@ def _portion(files: SketchFiles, band: int, portion: int, portions: int) -> tupl
         keys.append(mine[at])
         documents.append(first + at)
     whole, numbers = np.concatenate(keys), np.concatenate(documents)
-    order = np.argsort(whole, kind="stable")
-    whole = whole[order]
-    twice = np.append(False, whole[1:] == whole[:-1]) if len(whole) else np.zeros(0, bool)
-    twice[:-1] |= twice[1:]
-    return whole[twice], numbers[order][twice]
+    order = np.argsort(whole)
+    whole = whole.take(order)
+    same = whole[1:] == whole[:-1]
+    twice = np.zeros(len(whole), bool)
+    twice[1:] |= same
+    twice[:-1] |= same
+    at = np.flatnonzero(twice)
+    whole, numbers = whole.take(at), numbers.take(order.take(at))
+    new = np.ones(len(whole), np.int64)
+    new[1:] = whole[1:] != whole[:-1]
+    rank = np.cumsum(new) * len(files)
+    numbers += rank
+    numbers.sort()
+    return whole, numbers - rank
 
 
 def _candidates(keys: NDArray[np.uint64], documents: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -195,20 +205,17 @@ def jaccard(files: SketchFiles, a: NDArray[np.int64], b: NDArray[np.int64]) -> N
 
 
 def _jaccard(files: SketchFiles, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
-    left, n_left = files.gather(a)
-    right, n_right = files.gather(b)
-    pairs = np.arange(len(a), dtype=np.uint64) << np.uint64(32)
-    codes = np.concatenate([np.repeat(pairs, n_left), np.repeat(pairs, n_right)])
-    codes |= np.concatenate([left, right])
-    codes.sort()
-    both = codes[1:] == codes[:-1]  # each document has a hash once
-    of = (codes[1:][both] >> np.uint64(32)).astype(np.int64)
-    shared = np.bincount(of, minlength=len(a))
-    union = n_left + n_right - shared
+    hashes, sizes = files.gather(np.column_stack([a, b]).ravel())  # of each pair in a row
+    edges = np.append(0, np.cumsum(sizes[::2] + sizes[1::2]))
+    for start, end in pairwise(edges.tolist()):
+        hashes[start:end].sort(kind="stable")  # merges the two, which are ascending
+    both = hashes[1:] == hashes[:-1]  # each document has a hash once
+    both[edges[1:-1] - 1] = False
+    shared = np.diff(np.searchsorted(np.flatnonzero(both), edges))
+    union = sizes[::2] + sizes[1::2] - shared
     out: NDArray[np.float64] = shared / np.maximum(union, 1)
-    for pair in np.flatnonzero((n_left >= SKETCH) | (n_right >= SKETCH)).tolist():  # the smallest hashes of the union
-        at = np.searchsorted(codes, np.array([pair << 32, (pair + 1) << 32], np.uint64))
-        mine = codes[at[0] : at[1]]
+    for pair in np.flatnonzero((sizes[::2] >= SKETCH) | (sizes[1::2] >= SKETCH)).tolist():  # the smallest hashes of the union
+        mine = hashes[edges[pair] : edges[pair + 1]]
         new = np.append(True, mine[1:] != mine[:-1])
         twice = np.append(~new[1:], False)[new]
         out[pair] = twice[:SKETCH].mean()

@@ -8,18 +8,23 @@ high bits, and a bin's value is its smallest. An empty bin copies another one th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.data.dedup.words import mixed, ngrams
+from tauon.data.dedup.words import mixed, windows
 
 __all__ = ["SKETCH", "Bands", "Sketches", "choose_bands", "sketches"]
 
 SKETCH = 1024
 """Most shingles that are kept of a document, the smallest hashes: the similarity of longer ones is estimated from these."""
 _EMPTY = np.uint32(0xFFFFFFFF)
+_SINGLE, _ATTEMPTS = 2, 16
+"""Draws of an empty bin that are looked up one by one, and at once after these."""
+_WORDS = 1 << 15
+"""Words whose shingles are made at once."""
 _MISS = 0.99
 """Weight of missed pairs against needless candidates: a candidate is verified, a missed pair is lost."""
 
@@ -80,39 +85,92 @@ def sketches(words: NDArray[np.uint64], counts: NDArray[np.int64], shingle: int,
         bins: length of a signature, a power of two.
         bands: how signatures become keys.
     """
-    values, whose = ngrams(words, counts, shingle)
-    codes = np.sort((whose.astype(np.uint64) << np.uint64(32)) | (values >> np.uint64(32)))
-    codes = codes[np.append(True, codes[1:] != codes[:-1])]
-    whose, hashes = (codes >> np.uint64(32)).astype(np.int64), codes.astype(np.uint32)
-    sizes = np.bincount(whose, minlength=len(counts))
-    signatures = _signatures(hashes, whose, len(counts), bins)
-    if int(sizes.max(initial=0)) > SKETCH:
-        hashes = hashes[np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes) < SKETCH]
-    return Sketches(_keys(signatures, bands), np.minimum(sizes, SKETCH), hashes)
+    signatures = np.full((len(counts), bins), _EMPTY, np.uint32)
+    sizes = np.empty(len(counts), np.int64)
+    kept: list[NDArray[np.uint32]] = []
+    ends = np.cumsum(counts)
+    edges = np.searchsorted(ends, np.arange(_WORDS, int(ends[-1]) if len(ends) else 0, _WORDS)).tolist()
+    for first, last in pairwise(sorted({0, *edges, len(counts)})):  # blocks that fit in a processor's cache
+        mine = counts[first:last]
+        values = _high(windows(words[ends[first] - counts[first] : ends[last - 1]], mine, shingle))
+        hashes, sizes[first:last] = _distinct(values, mine, shingle)
+        _bins(hashes, sizes[first:last], signatures[first:last])
+        if int(sizes[first:last].max()) > SKETCH:
+            hashes = hashes[
+                np.arange(len(hashes)) - np.repeat(np.cumsum(sizes[first:last]) - sizes[first:last], sizes[first:last]) < SKETCH
+            ]
+        kept.append(hashes)
+    _fill(signatures.reshape(-1), bins)
+    keys = _keys(np.ascontiguousarray(signatures.T), bands)
+    return Sketches(keys, np.minimum(sizes, SKETCH), np.concatenate(kept) if kept else np.empty(0, np.uint32))
 
 
-def _signatures(hashes: NDArray[np.uint32], whose: NDArray[np.int64], documents: int, bins: int) -> NDArray[np.uint32]:
-    """(bins, documents): the smallest hash of each bin, without the bits of the bin."""
-    width = 32 - (bins.bit_length() - 1)
-    flat = np.full(documents * bins, _EMPTY, np.uint32)
-    np.minimum.at(flat, whose * bins + (hashes >> np.uint32(width)), hashes & np.uint32((1 << width) - 1))
-    _fill(flat, bins)
-    return np.ascontiguousarray(flat.reshape(documents, bins).T)
+def _high(values: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    """Return the high halves."""
+    return np.ascontiguousarray(values.astype("<u8", copy=False).view("<u4")[1::2])
+
+
+def _distinct(values: NDArray[np.uint32], counts: NDArray[np.int64], shingle: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Return (different hashes of the shingles of each document, ascending, in a row; how many of each). Sorts `values` in place.
+
+    Args:
+        values: hashes by word, those of the last words of a document without meaning.
+        counts: words of each document.
+        shingle: words per shingle.
+    """
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    used = starts + np.maximum(counts - shingle + 1, 1)
+    new = np.ones(len(values), bool)
+    for start, end in zip(starts.tolist(), used.tolist(), strict=True):
+        values[start:end].sort()
+    np.not_equal(values[1:], values[:-1], out=new[1:])
+    new[starts] = True
+    for shift in range(1, shingle):
+        at = ends - shift
+        new[at[at >= used]] = False
+    kept = np.flatnonzero(new)
+    return values.take(kept), np.diff(np.searchsorted(kept, np.append(starts, len(values))))
+
+
+def _bins(hashes: NDArray[np.uint32], sizes: NDArray[np.int64], to: NDArray[np.uint32]) -> None:
+    """Write the smallest hash of each bin, without the bits of the bin, to (documents, bins). The hashes of a document are ascending: it is the bin's first."""
+    bins = to.shape[1]
+    width = np.uint32(32 - (bins.bit_length() - 1))
+    bin_ = hashes >> width
+    new = np.ones(len(hashes), bool)
+    np.not_equal(bin_[1:], bin_[:-1], out=new[1:])
+    starts = np.cumsum(sizes) - sizes
+    new[starts] = True
+    at = np.flatnonzero(new)
+    place = bin_.take(at).astype(np.int64)
+    place += np.repeat(np.arange(0, len(sizes) * bins, bins), np.diff(np.searchsorted(at, np.append(starts, len(hashes)))))
+    to.reshape(-1)[place] = hashes.take(at) & ((np.uint32(1) << width) - np.uint32(1))
 
 
 def _fill(flat: NDArray[np.uint32], bins: int) -> None:
     """Give each empty bin the value of the first bin of its own random sequence that was not empty. Every document has a bin that is not."""
     empty = np.flatnonzero(flat == _EMPTY)
+    bin_ = empty & (bins - 1)
+    first = empty - bin_  # of the document's bins
     values = flat.copy()
     attempt = 0
     while len(empty):
-        bin_ = empty % bins
-        drawn = mixed(bin_.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64((attempt + 1) * 0xD1B54A32D192ED03 % 2**64))
-        source = empty - bin_ + (drawn % np.uint64(bins)).astype(np.int64)
-        found = values[source]
+        at_once = 1 if attempt < _SINGLE else _ATTEMPTS  # most are found by the first, and few are left for the others
+        found = values.take(_drawn(bins, attempt, at_once).take(bin_, axis=1) + first)
+        found = found[(found != _EMPTY).argmax(axis=0), np.arange(len(empty))]
         flat[empty] = found
-        empty = empty[found == _EMPTY]
-        attempt += 1
+        left = np.flatnonzero(found == _EMPTY)
+        empty, bin_, first = empty.take(left), bin_.take(left), first.take(left)
+        attempt += at_once
+
+
+@lru_cache(256)
+def _drawn(bins: int, attempt: int, attempts: int) -> NDArray[np.int64]:
+    """(attempts, bins): which bin each bin copies at this attempt and the next ones."""
+    numbers = np.arange(bins, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    shifts = np.array([(a + 1) * 0xD1B54A32D192ED03 % 2**64 for a in range(attempt, attempt + attempts)], np.uint64)
+    return (mixed(numbers + shifts[:, None]) % np.uint64(bins)).astype(np.int64)
 
 
 def _keys(signatures: NDArray[np.uint32], bands: Bands) -> NDArray[np.uint64]:

@@ -1,6 +1,7 @@
 """Sketches of documents in files, chunk by chunk, so that work that was killed continues at the first missing chunk.
 
-A chunk is three `.npy` files and a JSON file that is written last; it has the same documents and bytes however often the work was interrupted.
+A chunk is two `.npy` files (keys, counts), one of bare little-endian numbers (hashes) and a JSON file that is written last; it has the same documents
+and bytes however often the work was interrupted.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from tauon.errors import DataError
 
 __all__ = ["SketchFiles"]
 
-ROWS, HASHES, CHARS = 1 << 16, 1 << 24, 1 << 19
-"""Documents and hashes of a chunk, characters of a batch."""
+ROWS, HASHES = 1 << 16, 1 << 24
+"""Documents and hashes of a chunk."""
+CHARS, BATCH = 1 << 20, 1 << 12
+"""Characters and documents of a batch."""
 
 
 class SketchFiles:
@@ -52,15 +55,13 @@ class SketchFiles:
         if ended:
             return
         batch: list[str] = []
-        made: list[Sketches] = []
-        chunk, chars, rows, hashes, number = len(done), 0, 0, 0, 0
+        chunk = _Chunk(folder, len(done))
+        chars = number = 0
 
         def flush() -> None:
-            nonlocal chars, rows, hashes
+            nonlocal chars
             if batch:
-                made.append(sketch(batch))
-                rows += len(batch)
-                hashes += len(made[-1].hashes)
+                chunk.add(sketch(batch))
                 batch.clear()
                 chars = 0
 
@@ -69,17 +70,17 @@ class SketchFiles:
                 continue
             batch.append(text)
             chars += len(text)
-            if chars >= CHARS or rows + len(batch) >= ROWS:
+            if chars >= CHARS or len(batch) >= BATCH or chunk.rows + len(batch) >= ROWS:
                 flush()
-                if rows >= ROWS or hashes >= HASHES:
-                    _save(folder, chunk, made)
-                    chunk, rows, hashes, made = chunk + 1, 0, 0, []
+                if chunk.rows >= ROWS or chunk.hashes >= HASHES:
+                    chunk.save()
+                    chunk = _Chunk(folder, chunk.number + 1)
                 report("look for duplicates", number)
         if number < skip:
             raise DataError(f"{folder}: {number:,} documents now, {skip:,} before: the source changed. Delete the folder, and run again")
         flush()
-        if made:
-            _save(folder, chunk, made)
+        if chunk.rows:
+            chunk.save()
         atomic_write(folder / _END, str(number).encode())
 
     def keys(self, band: int) -> Iterator[tuple[int, NDArray[np.uint64]]]:
@@ -117,20 +118,44 @@ _NAMES = ("keys", "counts", "hashes")
 
 
 def _load(folder: Path, name: str, chunk: int) -> NDArray[Any]:
-    return np.asarray(np.load(folder / f"{name}-{chunk:05d}.npy", mmap_mode="r", allow_pickle=False))
+    path = _file(folder, name, chunk)
+    return np.asarray(np.memmap(path, "<u4", "r") if name == "hashes" else np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def _save(folder: Path, chunk: int, made: Sequence[Sketches]) -> None:
-    arrays = {
-        "keys": np.concatenate([m.keys for m in made], axis=1), "counts": np.concatenate([m.counts for m in made]).astype(np.uint32),
-        "hashes": np.concatenate([m.hashes for m in made]),
-    }  # fmt: skip
-    sizes = {}
-    for name, array in arrays.items():
-        path = folder / f"{name}-{chunk:05d}.npy"
-        np.save(path, array, allow_pickle=False)
-        sizes[name] = path.stat().st_size
-    atomic_write(folder / f"chunk-{chunk:05d}.json", json.dumps({"rows": len(arrays["counts"]), "bytes": sizes}).encode())
+def _file(folder: Path, name: str, chunk: int) -> Path:
+    return folder / f"{name}-{chunk:05d}.{'u32' if name == 'hashes' else 'npy'}"
+
+
+class _Chunk:
+    """A chunk that is made: its hashes go to the file as they come, keys and counts when it is complete."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder, self.number = folder, number
+        self.rows = self.hashes = 0
+        self._keys: list[NDArray[np.uint64]] = []
+        self._counts: list[NDArray[np.int64]] = []
+        self._file = _file(folder, "hashes", number)
+        self._file.unlink(missing_ok=True)
+
+    def add(self, made: Sketches) -> None:
+        """Add a batch of documents."""
+        with self._file.open("ab") as file:
+            file.write(made.hashes.astype("<u4", copy=False).data)
+        self._keys.append(made.keys)
+        self._counts.append(made.counts)
+        self.rows += len(made.counts)
+        self.hashes += len(made.hashes)
+
+    def save(self) -> None:
+        """Complete the chunk."""
+        arrays: dict[str, NDArray[Any]] = {
+            "keys": np.concatenate(self._keys, axis=1),
+            "counts": np.concatenate(self._counts).astype(np.uint32),
+        }
+        for name, array in arrays.items():
+            np.save(_file(self.folder, name, self.number), array, allow_pickle=False)
+        sizes = {name: _file(self.folder, name, self.number).stat().st_size for name in _NAMES}
+        atomic_write(self.folder / f"chunk-{self.number:05d}.json", json.dumps({"rows": self.rows, "bytes": sizes}).encode())
 
 
 def _complete(folder: Path, chunk: int) -> int | None:
@@ -140,7 +165,7 @@ def _complete(folder: Path, chunk: int) -> int | None:
         return None
     facts = json.loads(path.read_bytes())
     for name in _NAMES:
-        file = folder / f"{name}-{chunk:05d}.npy"
+        file = _file(folder, name, chunk)
         if not file.is_file() or file.stat().st_size != facts["bytes"][name]:
             return None
     return int(facts["rows"])

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["WordHashes", "mixed", "ngrams", "words_of"]
+__all__ = ["WordHashes", "mixed", "ngrams", "windows", "words_of"]
 
 _NO_BLANKS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u3190-\u4dbf\u4e00-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff"
 """Thai, Lao, Burmese, Khmer, and the characters of Chinese and Japanese."""
@@ -23,10 +23,11 @@ _ASCII = str.maketrans({chr(c): " " for c in range(128) if not (chr(c).isalnum()
 _SLICE = 1 << 20
 """Characters of a text whose words are in memory at once."""
 _CUT = re.compile(r"[ \n](?=[A-Za-z0-9])")
-_LOWER = bytes(c + 32 if 65 <= c <= 90 else c if c >= 128 or chr(c).isalnum() or c == 95 else 0 for c in range(256))
-"""ASCII in lower case; what is not in a word becomes 0."""
-_BLOCK = 1 << 16
+_BLOCK = 1 << 18
 """Bytes whose words are hashed at once."""
+_REUSED = 1 << 24
+"""Bytes of a mapped array that is made and freed once, untouched: glibc then takes arrays up to this size from its heap, and keeps twice as much there
+(mallopt(3), M_MMAP_THRESHOLD), so that each block of texts uses the memory of the last. New pages for each cost a third of the time."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MASKS = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)
 """Of eight bytes, the first n."""
@@ -58,24 +59,29 @@ def _slices(text: str) -> Iterator[str]:
 class WordHashes:
     """Texts to the 64-bit hashes of their words, which are made eight bytes at a time, all words of a block at once."""
 
+    def __init__(self) -> None:
+        np.empty(_REUSED, np.uint8)
+
     def __call__(self, texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Return (hashes of the words of all texts in a row, words of each text). A text without words has one, made of its characters."""
         hashes: list[NDArray[np.uint64]] = []
-        counts = np.zeros(len(texts), np.int64)
-        block: list[bytes] = []
+        sizes: list[NDArray[np.int64]] = []  # words of each piece
         owners: list[int] = []
+        block: list[str] = []
         size = 0
         for i, text in enumerate(texts):
             for piece in _slices(text) if len(text) > 2 * _SLICE else (text,):
-                raw = piece.encode() if piece.isascii() else " ".join(words_of(piece)).encode("utf-8", "surrogatepass")
-                if size + len(raw) + 1 > _BLOCK:
-                    self._flush(block, owners, hashes, counts)
-                    size = 0
-                block.append(raw)
+                size += len(piece) + 1
+                if size > _BLOCK and block:
+                    _block(block, hashes, sizes)
+                    block, size = [], len(piece) + 1
+                block.append(piece if piece.isascii() else " ".join(words_of(piece)))
                 owners.append(i)
-                size += len(raw) + 1
-        self._flush(block, owners, hashes, counts)
-        whole = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+        if not owners:
+            return np.empty(0, np.uint64), np.zeros(0, np.int64)
+        _block(block, hashes, sizes)
+        whole, counts = np.concatenate(hashes), np.zeros(len(texts), np.int64)
+        np.add.at(counts, owners, np.concatenate(sizes))
         bare = np.flatnonzero(counts == 0)
         if len(bare):
             own = [
@@ -85,35 +91,87 @@ class WordHashes:
             counts[bare] = 1
         return whole, counts
 
-    def _flush(self, block: list[bytes], owners: list[int], hashes: list[NDArray[np.uint64]], counts: NDArray[np.int64]) -> None:
-        """Hash the words of a block of texts, and empty it."""
-        if not block:
-            return
-        lengths = np.array([len(raw) + 1 for raw in block])
-        data = np.frombuffer((b" ".join(block) + b" " * 8).translate(_LOWER), np.uint8)
-        block.clear()
-        inside = data != 0
-        edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
-        if inside[0]:
-            edges = np.append(0, edges)
-        starts, ends = edges[::2], edges[1::2]  # the end is blank
-        hashes.append(_hashed(data, starts, ends - starts))
-        found = np.diff(np.searchsorted(starts, np.append(0, np.cumsum(lengths))))
-        np.add.at(counts, np.array(owners), found)
-        owners.clear()
+
+def _block(pieces: Sequence[str], to: list[NDArray[np.uint64]], counts: list[NDArray[np.int64]]) -> None:
+    """Append the hashes of the words of all pieces in a row, and the words of each piece."""
+    ascii_ = all(map(str.isascii, pieces))
+    if ascii_:
+        joined = " ".join(("", *pieces, " " * 16)).encode()
+        sizes = list(map(len, pieces))
+    else:
+        raw = [piece.encode("utf-8", "surrogatepass") for piece in pieces]
+        joined = b" ".join((b"", *raw, b" " * 16))
+        sizes = list(map(len, raw))
+    data, blank = _lower(joined, ascii_)
+    blanks = np.flatnonzero(blank[:-15])
+    starts = blanks[:-1] + 1
+    lengths = blanks[1:] - starts
+    hashes = _hashed(data, starts, lengths)
+    edges = np.searchsorted(blanks, np.cumsum(np.array([0, *sizes]) + 1) - 1)
+    real = np.flatnonzero(lengths > 0)
+    if len(real) < len(lengths):  # nothing is between two blanks in a row
+        hashes, edges = hashes.take(real), np.searchsorted(real, edges)
+    to.append(hashes)
+    counts.append(np.diff(edges))
+
+
+def _lower(joined: bytes, ascii_: bool) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return (the bytes, ASCII letters in lower case; which are in no word: ASCII that is no letter, digit or underscore). Others are as they were."""
+    raw = np.frombuffer(joined, np.uint8)
+    data = raw | np.uint8(32)
+    blank = (data - np.uint8(97)) >= np.uint8(26)
+    blank &= (raw - np.uint8(48)) >= np.uint8(10)
+    if b"_" in joined:
+        under = raw == np.uint8(95)
+        blank &= ~under
+        data[under] = 95
+    if not ascii_:
+        above = raw >= np.uint8(128)
+        blank &= ~above
+        data[above] = raw[above]
+    return data, blank
 
 
 def _hashed(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return a hash of each word: eight bytes at a time are mixed in. Seven bytes follow the last word."""
-    eights = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))
-    out = mixed((eights[starts] & _MASKS[np.minimum(lengths, 8)]) + lengths.astype(np.uint64) * _ODD)
+    """Return a hash of each word: eight bytes at a time are mixed in.
+
+    Args:
+        data: bytes, of which at least sixteen follow the last word.
+        starts: where each word begins.
+        lengths: bytes of each word.
+    """
+    eights = data[: len(data) // 8 * 8].view("<u8")
+    out = _eight(eights, starts, lengths)
+    out += lengths.view(np.uint64) * _ODD
+    mixed(out)
     left = np.flatnonzero(lengths > 8)
-    for done in range(8, 1 << 30, 8):
-        if not len(left):
-            return out
-        out[left] = mixed((eights[starts[left] + done] & _MASKS[np.minimum(lengths[left] - done, 8)]) + out[left] * _ODD)
-        left = left[lengths[left] > done + 8]
-    raise AssertionError
+    at, more = starts.take(left), lengths.take(left)
+    while len(left):
+        at += 8
+        more -= 8
+        state = out.take(left)
+        state *= _ODD
+        state += _eight(eights, at, more)
+        out[left] = mixed(state)
+        longer = np.flatnonzero(more > 8)
+        left, at, more = left.take(longer), at.take(longer), more.take(longer)
+    return out
+
+
+def _eight(eights: NDArray[np.uint64], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return the first eight bytes of each word as a number, without those past its end. `mode="clip"` spares `take` a check of the places."""
+    place = starts >> 3
+    shift = starts.view(np.uint64) << np.uint64(3)
+    shift &= np.uint64(63)
+    out = eights.take(place, mode="clip")
+    out >>= shift
+    place += 1
+    np.subtract(np.uint64(64), shift, out=shift)
+    above = eights.take(place, mode="clip")
+    above <<= shift  # by 64 gives 0
+    out |= above
+    out &= _MASKS.take(lengths, mode="clip")
+    return out
 
 
 def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -131,35 +189,39 @@ def _factors(n: int) -> NDArray[np.uint64]:
     return mixed(np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
 
 
-def ngrams(words: NDArray[np.uint64], counts: NDArray[np.int64], n: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Return (hash of each sequence of n words, whose high bits are the best mixed; text of each). A text of fewer words gives one, of all its words.
+def windows(words: NDArray[np.uint64], counts: NDArray[np.int64], n: int) -> NDArray[np.uint64]:
+    """Return the hash of the sequence of n words from each word on, whose high bits are the best mixed. A text of fewer words has one, of all its
+    words, at its first word. At the last n - 1 words of a text, but for that one, the value has no meaning.
 
     Args:
         words: hashes of the words of all texts in a row.
         counts: words of each text, at least 1.
-        n: words per n-gram.
+        n: words per sequence.
     """
     factors = _factors(n)
-    ends = np.cumsum(counts)
-    starts = ends - counts
-    out: NDArray[np.uint64] = np.zeros(max(len(words) - n + 1, 0), np.uint64)
-    for place in range(n):
-        out += words[place : place + len(out)] * factors[place]
-    long = counts >= n
-    fits = np.ones(len(words), bool)
-    for shift in range(1, n):  # n-grams that begin in the last words of a text would reach into the next
-        at = ends - shift
-        fits[at[at >= starts]] = False
-    at = np.flatnonzero(fits[: len(out)])
-    whose = np.repeat(np.arange(len(counts)), np.where(long, counts - n + 1, 0))
-    values = out[at]
-    few = np.flatnonzero(~long)
-    if not len(few):
-        return values, whose
-    within = np.concatenate([np.arange(c) for c in counts[few].tolist()])
-    flat = np.repeat(starts[few], counts[few]) + within
-    sums = np.add.reduceat(words[flat] * factors[within], np.cumsum(counts[few]) - counts[few])
-    values = np.concatenate([values, mixed(sums + counts[few].astype(np.uint64))])
-    whose = np.concatenate([whose, few])
-    order = np.argsort(whose, kind="stable")
-    return values[order], whose[order]
+    whole = np.zeros_like(words)
+    out = whole[: max(len(words) - n + 1, 0)]
+    np.multiply(words[: len(out)], factors[0], out=out)
+    term = np.empty_like(out)
+    for place in range(1, n):
+        out += np.multiply(words[place : place + len(out)], factors[place], out=term)
+    few = np.flatnonzero(counts < n)
+    if len(few):
+        sizes = counts[few]
+        starts = (np.cumsum(counts) - counts)[few]
+        within = _within(sizes)
+        sums = np.add.reduceat(words[np.repeat(starts, sizes) + within] * factors[within], np.cumsum(sizes) - sizes)
+        whole[starts] = mixed(sums + sizes.astype(np.uint64))
+    return whole
+
+
+def _within(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return 0, 1, ... up to each size, in a row."""
+    return np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+def ngrams(words: NDArray[np.uint64], counts: NDArray[np.int64], n: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Return (hash of each sequence of n words, as `windows` gives them; text of each), in order. A text of fewer words gives one, of all its words."""
+    sizes = np.maximum(counts - n + 1, 1)
+    at = np.repeat(np.cumsum(counts) - counts, sizes) + _within(sizes)
+    return windows(words, counts, n)[at], np.repeat(np.arange(len(counts)), sizes)
