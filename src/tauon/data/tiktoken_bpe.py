@@ -145,7 +145,11 @@ def _cut_before(text: str, start: int, at: int) -> int:
 
 
 def _in_pieces(text: str) -> Iterator[tuple[str, bool]]:
-    for piece in pieces(text) if text else ():
+    if len(text) < _MOST_BLANKS:
+        if text:
+            yield text, True
+        return
+    for piece in pieces(text):
         yield piece, len(piece) < _MOST_BLANKS or all(m.end() - m.start() < _MOST_BLANKS for m in _SPACE.finditer(piece))
 
 
