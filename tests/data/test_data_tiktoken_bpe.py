@@ -168,6 +168,6 @@ def test_threads_are_those_that_the_variables_of_the_library_allow(monkeypatch: 
 
 
 def test_only_the_last_two_alternatives_look_ahead(tokenizer: SubwordTokenizer) -> None:
-    pattern = fast(tokenizer)._encoding._pat_str
+    pattern = fast(tokenizer)._parts["pat_str"]
     assert re.fullmatch(r"\(\?:.*\)\|\\s\+\(\?!\\S\)\|\\s\+", pattern) and "++" not in pattern and "?+" not in pattern
     assert pattern.count("(?!") == 1

@@ -50,10 +50,10 @@ class TiktokenBpe:
 
     def __init__(self, ranks: dict[bytes, int], pattern: str) -> None:
         """`ranks`: bytes of a token -> id; `pattern`: one that ends in `_AHEAD`."""
-        import tiktoken
-
         self._mark = max(ranks.values()) + 1
-        self._encoding = tiktoken.Encoding("tauon", pat_str=_grouped(pattern), mergeable_ranks=ranks, special_tokens={_MARK: self._mark})
+        self._parts: dict[str, Any] = {"pat_str": _grouped(pattern), "mergeable_ranks": ranks, "special_tokens": {_MARK: self._mark}}
+        self._idle: list[Any] = []
+        """Encodings that no thread uses. Each thread has one of its own: the matcher of one keeps its working memory behind locks."""
 
     @staticmethod
     def of(tokenizer: Any, record: Any, pattern: str) -> TiktokenBpe | None:
@@ -94,7 +94,14 @@ class TiktokenBpe:
 
     def _encode(self, stretches: list[str]) -> list[Ids]:
         """Return the ids of each stretch: one call for all, as tiktoken cuts at special tokens before anything else."""
-        ids = self._encoding.encode_to_numpy(_MARK.join(stretches), allowed_special={_MARK}, disallowed_special=())
+        import tiktoken
+
+        try:
+            encoding = self._idle.pop()
+        except IndexError:
+            encoding = tiktoken.Encoding("tauon", **self._parts)
+        ids = encoding.encode_to_numpy(_MARK.join(stretches), allowed_special={_MARK}, disallowed_special=())
+        self._idle.append(encoding)
         marks = np.flatnonzero(ids == self._mark).tolist()
         assert len(marks) == len(stretches) - 1
         return [ids[a + 1 : b] for a, b in itertools.pairwise([-1, *marks, len(ids)])]
