@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from tauon.config import parse
 from tauon.data import Tokenizer, TokenizerConfig
-from tauon.data.tokenizer import ByteTokenizer, CharTokenizer, SubwordTokenizer, pieces
+from tauon.data.text_pieces import pieces
+from tauon.data.tokenizer import ByteTokenizer, CharTokenizer, SubwordTokenizer
 from tauon.data.tokenizer_config import _sample
 from tauon.errors import DataError, RecipeError
 
@@ -140,7 +141,7 @@ def test_a_sample_of_all_is_all() -> None:
 def test_no_token_crosses_a_cut_in_any_script(mixed: dict[str, SubwordTokenizer], text: str, pattern: str) -> None:
     tok = mixed[pattern]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tauon.data.tokenizer.FAR", 8)
+        patch.setattr("tauon.data.text_pieces.FAR", 8)
         cut = pieces(text, 8)
     assert "".join(cut) == text
     ids = [i for p in cut for i in tok._tok.encode(p, add_special_tokens=False).ids]

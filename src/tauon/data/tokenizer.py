@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from tauon.data.files import canonical, decode, read_bytes, sha256_bytes, write_plain_json
 from tauon.data.interruptible import interruptible
+from tauon.data.text_pieces import pieces
 from tauon.data.word_cache import WordCache
 from tauon.errors import DataError
 
-__all__ = ["BOS", "KNOWN_BOS", "ByteTokenizer", "CharTokenizer", "SubwordTokenizer", "Tokenizer", "parallel", "pieces", "read_json"]
+__all__ = ["BOS", "KNOWN_BOS", "ByteTokenizer", "CharTokenizer", "SubwordTokenizer", "Tokenizer", "parallel", "read_json"]
 
 _FORMAT = "tauon-tokenizer/1"
 BOS = "<|bos|>"
@@ -342,29 +343,8 @@ def parallel() -> Iterator[None]:
         os.environ.pop(name, None)
 
 
-def pieces(text: str, size: int = 1 << 17) -> list[str]:
-    """Yield a long text in pieces of about `size` characters, cut where no pre-tokenisation pattern joins the two sides, so that the tokens
-    equal those of the whole text, while every core has work and memory stays small: before blanks that follow an ASCII letter; if there is
-    none within `FAR` characters, before a blank or a mark that follows a letter of any script. A text with neither is not cut.
-    """
-    cuts, at = [0], size
-    while at < len(text) - size:
-        found = _CUT.search(text, at, at + FAR) or _OTHER_CUT.search(text, at)
-        if found is None:
-            break
-        cuts.append(found.end())
-        at = found.end() + size
-    return [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
-
-
-FAR = 1 << 16
-"""Number of characters that are searched for the usual cut."""
-_CUT = re.compile(r"[A-Za-z](?=[ \n])")
-_LETTERS = "A-Za-zÀ-ÖØ-öø-ʯΑ-ΡΣ-Ωα-ωА-яёЁא-תء-غف-ي一-鿿ぁ-ゖァ-ヺ가-힣"
-"""Ranges that are letters (\\p{L}) in every version of Unicode that a library may use."""
-_OTHER_CUT = re.compile(rf"[{_LETTERS}](?=[ \t\r\n,.;:!?()、。，．！？；：（）「」…—])")
 _WORTH = 1 << 14
-"""Number of characters from which words are looked up in a table."""
+"""Number of characters from which making a table of words, or an encoding of tiktoken, pays."""
 _LONG = 1 << 18
 """Number of characters whose encoding takes a noticeable part of a second."""
 

@@ -14,7 +14,8 @@ from tauon.config import Bytes, Count, Registered, register
 from tauon.data.files import decode, read_bytes
 from tauon.data.interruptible import interruptible
 from tauon.data.progress import report
-from tauon.data.tokenizer import BOS, FAR, KNOWN_BOS, ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer, parallel, pieces, read_json
+from tauon.data.text_pieces import FAR, pieces
+from tauon.data.tokenizer import BOS, KNOWN_BOS, ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer, parallel, read_json
 from tauon.data.word_cache import GPT2, GPT4
 from tauon.errors import DataError
 

@@ -1,8 +1,8 @@
 """Tokens of byte-level BPE by a table of words: a text is cut at blanks where every known pattern cuts it, too, and what is between two cuts is encoded
 once.
 
-Knows nothing of other tokenizers: `WordCache.of` returns None for what it cannot cut. Words that are new are encoded by `tiktoken` if it is installed and
-provably equal (`pip install 'tauon[tokenize]'`), otherwise by the `tokenizers` library; the ids are the same.
+Knows nothing of other tokenizers: `WordCache.of` returns None for what it cannot cut. New words are encoded by the `tokenizers` library. Where tiktoken is
+installed and merges alike (`tiktoken_bpe.py`), it encodes everything, as it is faster than a table; the ids are the same.
 
 Why a cut is safe: in the patterns of GPT-2, GPT-4 and Llama 3 no word continues with a blank after something else than white space, nor with anything else
 after a letter or number of ASCII than letters and numbers, or a character that may be one. They look ahead only after white space, and never back. So
@@ -11,9 +11,7 @@ such a place is between two words, whatever is on either side. Texts are cut at 
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import re
 from array import array
 from collections.abc import Callable, Sequence
@@ -21,6 +19,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tauon.data.text_pieces import pieces
+from tauon.data.tiktoken_bpe import TiktokenBpe
 
 __all__ = ["GPT2", "GPT4", "WordCache"]
 
@@ -35,19 +36,15 @@ _OTHER_SPACE = re.compile(rf"[^\S\n {_GLUE}] ")
 _CUT = re.compile(r"(?<=\S) ")
 _PART = re.compile(r"[^A-Za-z0-9]*[A-Za-z0-9]+(?:[^\x00-\x7f][^A-Za-z0-9]*[A-Za-z0-9]*)*|[^A-Za-z0-9]+")
 """Marks with the ASCII letters and numbers after them."""
-_LINE = re.compile(r"(?<=[A-Za-z0-9])(?=\n)")
 _INDENTED = 64
 """Characters per blank after white space, below which a text is cut into `_PART` at once."""
-_PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_BYTES = {chr(b): b for b in _PRINTED} | {chr(256 + i): b for i, b in enumerate(sorted(set(range(256)) - set(_PRINTED)))}
-"""GPT-2's letters for bytes."""
 
 
 class WordCache:
     """Encodes texts by a table of words. Give it every text to encode; it grows to about 60 MB."""
 
-    def __init__(self, tokenizer: Any, fast: Any) -> None:
-        """`tokenizer`: of the `tokenizers` library; `fast`: the same as an encoding of tiktoken, or None."""
+    def __init__(self, tokenizer: Any, fast: TiktokenBpe | None) -> None:
+        """`tokenizer`: of the `tokenizers` library; `fast`: the same by tiktoken, which leaves the table empty, or None."""
         self._tokenizer, self._fast = tokenizer, fast
         self._parts = _Table(self._encode)
         self._words = _Table(self._word)
@@ -62,15 +59,20 @@ class WordCache:
         pattern = _pattern(record.get("pre_tokenizer"))
         if not plain or pattern is None or not all(token["special"] for token in record.get("added_tokens", ())):
             return None
-        return WordCache(tokenizer, _tiktoken(tokenizer, record, pattern))
+        return WordCache(tokenizer, TiktokenBpe.of(tokenizer, record, pattern))
 
     def encode_many(self, texts: Sequence[str], bulk: Callable[[list[str]], list[NDArray[np.uint32]]]) -> list[NDArray[np.uint32]]:
-        """Return the ids of each text. `bulk` encodes texts for which a table does not pay, if tiktoken is not installed."""
-        out: list[NDArray[np.uint32] | None] = [self._by_words(text) for text in texts]
+        """Return the ids of each text. `bulk` encodes texts for which a table does not pay, and what tiktoken could cut otherwise."""
+        if self._fast is not None:
+            return self._fast.encode_many(texts, bulk)
+        cut = [pieces(text) for text in texts]  # the words of a text take several times its memory
+        flat = [piece for mine in cut for piece in mine]
+        out: list[NDArray[np.uint32] | None] = [self._by_words(piece) for piece in flat]
         left = [i for i, ids in enumerate(out) if ids is None]
-        for i, ids in zip(left, self._in_bulk([texts[i] for i in left], bulk), strict=True):
+        for i, ids in zip(left, bulk([flat[i] for i in left]), strict=True):
             out[i] = ids
-        return [ids for ids in out if ids is not None]
+        done = iter([ids for ids in out if ids is not None])
+        return [np.concatenate([next(done) for _ in mine]) if len(mine) != 1 else next(done) for mine in cut]
 
     def _by_words(self, text: str) -> NDArray[np.uint32] | None:
         """Return the ids of a text; None if it has too many blanks at which it must not be cut: rare words, as in indented code."""
@@ -86,27 +88,7 @@ class WordCache:
         return b"".join(map(self._parts.__getitem__, _PART.findall(" " + word.replace(_GLUE, " "))))
 
     def _encode(self, text: str) -> bytes:
-        if self._fast is not None and text.isascii():  # of other letters the two libraries may know other versions of Unicode
-            return array("I", self._fast.encode_ordinary(text)).tobytes()
         return array("I", self._tokenizer.encode(text, add_special_tokens=False).ids).tobytes()
-
-    def _in_bulk(self, texts: list[str], bulk: Callable[[list[str]], list[NDArray[np.uint32]]]) -> list[NDArray[np.uint32]]:
-        if self._fast is None:
-            return bulk(texts)
-        cut = [
-            [text] if text.isascii() else ["".join(run) for _, run in itertools.groupby(_LINE.split(text), str.isascii)] for text in texts
-        ]
-        flat = [piece for mine in cut for piece in mine]
-        plain = [piece for piece in flat if piece.isascii()]
-        threads = 1 if os.environ.get("TOKENIZERS_PARALLELISM") == "false" else os.cpu_count() or 1
-        ids = iter(self._fast.encode_ordinary_batch(plain, num_threads=threads))
-        others = iter(bulk([piece for piece in flat if not piece.isascii()]))
-        return [
-            np.concatenate(
-                [np.array(next(ids), np.uint32) if piece.isascii() else next(others) for piece in mine] or [np.empty(0, np.uint32)]
-            )
-            for mine in cut
-        ]
 
 
 class _Table(dict[str, bytes]):
@@ -137,27 +119,3 @@ def _pattern(record: Any) -> str | None:
         return None
     found = parts[0].get("pattern", {}).get("Regex")
     return found if found in (GPT2, GPT4, _LLAMA3) else None
-
-
-def _tiktoken(tokenizer: Any, record: Any, pattern: str) -> Any:
-    """Return the same vocabulary as an encoding of tiktoken; None if it is not installed, or would merge otherwise: it takes the id of a pair as its rank,
-    and a word that is a token as it is.
-    """
-    try:
-        import tiktoken
-    except ImportError:
-        return None
-    model, special = record["model"], {token["content"] for token in record.get("added_tokens", ())}
-    letters = frozenset(_BYTES)
-    tokens = {t: i for t, i in model["vocab"].items() if t not in special and letters.issuperset(t)}
-    merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
-    made = [tokens.get(a + b, -1) for a, b in merges]
-    ascending = all(a < b for a, b in itertools.pairwise(made)) and min(made, default=0) >= 0
-    single = [t for t in tokens if len(t) == 1]
-    others = {t for t in tokens if len(t) > 1} - {a + b for a, b in merges}
-    if not ascending or len(single) != 256 or others:
-        return None
-    if not model.get("ignore_merges") and any(len(tokenizer.model.tokenize(t)) != 1 for t in tokens):
-        return None
-    ranks = {bytes(_BYTES[c] for c in t): i for t, i in tokens.items()}
-    return tiktoken.Encoding("tauon", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
