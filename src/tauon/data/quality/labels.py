@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tauon.config import register
 from tauon.data.clean.signals import level_of
-from tauon.data.quality.base import DataView, Finding, QualityCheck, Severity, counted, examples_of, show
+from tauon.data.quality.base import DataView, Finding, QualityCheck, Severity, examples_of, show
 from tauon.data.quality.columns import far_outside, given_away, number_columns, word_columns
 from tauon.data.quality.image_gradients import gradients
 from tauon.data.quality.image_outliers import blank_rows, odd_images
@@ -86,8 +86,9 @@ class WrongLabels(QualityCheck):
             )
         else:
             message = (
-                f"{counted(len(found), 'label')} probably wrong{sample}: a small model contradicts them that did not see the record, {agrees}. The first "
-                "are the ones that it contradicts most; whether they are wrong is for someone to say who knows the matter"
+                f"{len(found):,} {'label' if len(found) == 1 else 'labels'} may be wrong{sample}: contradicted by a small model that did not see the record, "
+                f"{agrees}. The first are the ones that it contradicts most; unusual records with right labels are among them, which only someone who "
+                "knows the matter can tell"
             )
         severity: Severity = "note" if unsure or len(found) < WORTH * len(rows) else "warn"
         places = tuple((int(rows[k]),) for k in found)
