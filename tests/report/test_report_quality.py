@@ -21,7 +21,7 @@ def example(*places: str, text: str = "", **more: Any) -> dict[str, Any]:
 
 def test_the_top_says_in_words_what_matters() -> None:
     leak, note = finding("leaks", "bad", "8 records leak. Remove them"), finding("markup", "note", "3 have HTML")
-    assert "1 serious finding: results measured with this data cannot be trusted before it is settled. Further 1 note." in page(leak, note)
+    assert "1 serious finding: results measured with this data cannot be trusted before it is settled. Also 1 note." in page(leak, note)
     assert "Nothing serious was found. 1 finding worth a look." in page(finding("outliers", "warn", "4 texts are odd"))
     assert "1 check found nothing" in page()
 

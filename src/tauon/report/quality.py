@@ -62,7 +62,7 @@ def _verdict(findings: Sequence[Mapping[str, Any]], asked: int) -> tuple[str, st
     others = " and ".join(filter(None, (f"{_times(warn, 'finding')} worth a look" if warn else "", _times(note, "note") if note else "")))
     if bad:
         head = f"{_times(bad, 'serious finding')}: results measured with this data cannot be trusted before {'it is' if bad == 1 else 'they are'} settled."
-        return "bad", head + (f" Further {others}." if others else "")
+        return "bad", head + (f" Also {others}." if others else "")
     if others:
         return ("warn" if warn else "good"), f"Nothing serious was found. {others[:1].upper()}{others[1:]}."
     checks = _times(asked, "check")

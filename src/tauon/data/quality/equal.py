@@ -10,10 +10,13 @@ from itertools import pairwise
 import numpy as np
 
 from tauon.config import register
-from tauon.data.quality.base import DataView, Finding, QualityCheck, counted, examples_of, show
+from tauon.data.quality.base import DataView, Finding, QualityCheck, Severity, counted, examples_of, show
 from tauon.data.quality.image_outliers import blank_rows
 
 __all__ = ["EqualRecords", "groups_of_equal"]
+
+SMALL = 0.001
+"""Share of held-out records that are copies of training records, below which results hardly change."""
 
 
 @register("equal-records")
@@ -39,7 +42,8 @@ class EqualRecords(QualityCheck):
                 f"{counted(len(leaks), 'held-out record')} also in the training part ({share:.1%} of the held-out ones): results on such records are too "
                 "good. Remove the copies from training, or split by group"
             )
-            yield Finding("leaks", "bad", message, tuple(leaks), examples_of(view, leaks, lambda i: show(view, i)))
+            severity: Severity = "bad" if share >= SMALL else "warn"
+            yield Finding("leaks", severity, message, tuple(leaks), examples_of(view, leaks, lambda i: show(view, i)))
         if repeats:
             verb = "record repeats" if len(repeats) == 1 else "records repeat"
             message = f"{len(repeats):,} {verb} an earlier record of the same part: what is there twice counts twice"

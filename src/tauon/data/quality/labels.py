@@ -82,7 +82,7 @@ class WrongLabels(QualityCheck):
         if unsure:
             message = (
                 f"{len(found):,} labels{sample} are contradicted by a small model that did not see the record, {agrees}: the classes overlap for it, so "
-                "that many of these are borderline cases, not errors. The first are the ones that it contradicts most"
+                "that borderline cases are among these. The first are the ones that it contradicts most"
             )
         else:
             message = (
