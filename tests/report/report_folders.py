@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 
+from tauon.data.grid import png
 from tauon.evaluate.evaluation import Evaluation
 from tauon.metrics.classification import classification
 from tauon.metrics.language import language_modelling
@@ -137,6 +139,23 @@ def language_model(folder: Path, steps=2000) -> Path:
     return folder
 
 
+def data_findings(folder: Path) -> None:
+    """Findings with long paths, long words, four images side by side."""
+    grey = np.random.default_rng(0).integers(0, 256, (128, 520, 1)).astype(np.uint8)
+    places = [f"/home/steward/projects/a_rather_long_name_of_a_folder/without_blanks_{k}.json.gz, item {k}" for k in range(4)]
+    example = {"rows": [0, 1], "places": places, "text": "0" * 230 + "\nnormal words", "note": "labelled x, looks like y"}
+    pictured = example | {"image": base64.b64encode(png(grey)).decode()}
+    finding = {
+        "check": "leaks",
+        "severity": "bad",
+        "message": "4 leak. Remove them",
+        "examples": [example, pictured],
+        "count": 2,
+        "facts": {},
+    }
+    write(folder, "quality.json", {"kind": "images", "records": {"train": 9}, "findings": [finding, finding], "asked": ["Equal records"]})
+
+
 def classifier(folder: Path, classes=10, n=4000, skill=3.0) -> Path:
     rng = np.random.default_rng(3)
     write(
@@ -180,6 +199,7 @@ def classifier(folder: Path, classes=10, n=4000, skill=3.0) -> Path:
     write(
         folder, "evaluation.json", Evaluation(family="classification", split="test", n=n, counts={"examples": n}, **HOW, **found).to_json()
     )
+    data_findings(folder)
     return folder
 
 

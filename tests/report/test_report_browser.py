@@ -24,6 +24,7 @@ const look = () => {
       const r = x.getBoundingClientRect();
       return r.right > w.innerWidth + 1 && !x.closest(".scroll") && !x.closest("svg") && !x.closest(".tip");
     }).map(x => x.tagName + "." + x.className);
+    const cut = [...d.querySelectorAll(".scroll:has(> .stack)")].filter(x => x.scrollWidth > x.clientWidth + 1).map(x => x.getAttribute("aria-label"));
     let tip = null;
     const plot = d.querySelector("figure[data-chart] .plot");
     if (plot) {
@@ -33,7 +34,7 @@ const look = () => {
       tip = {text: t.textContent, shown: !t.hidden && t.offsetWidth > 0, inside: t.getBoundingClientRect().right <= w.innerWidth};
     }
     const text = d.querySelector("h1"), paper = w.getComputedStyle(d.body).backgroundColor;
-    found.push({name: f.title, width: w.innerWidth, scroll: e.scrollWidth, wide, tip, paper, title: d.title,
+    found.push({name: f.title, width: w.innerWidth, scroll: e.scrollWidth, wide, cut, tip, paper, title: d.title,
       headings: d.querySelectorAll("h2").length, ran: !!w.taken});
   }
   const out = document.createElement("pre");
@@ -72,6 +73,7 @@ def test_no_sideways_scrolling_no_console_message_and_a_read_out(tmp_path, dark)
     for page in found:
         assert page["scroll"] <= page["width"], page
         assert page["wide"] == [], page
+        assert page["cut"] == [] or page["width"] > 760, page
         assert page["headings"] >= 5
         assert page["title"] != "taken"
         assert page["paper"] == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")

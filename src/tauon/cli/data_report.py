@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,9 +33,15 @@ _COLOURS = {"bad": "red", "warn": "yellow", "note": None}
 @click.option("--label", help="What to predict: a column, `folder`, or a pattern of file names. For a file or a folder.")
 @click.option("--to", "target", type=click.Path(path_type=Path, dir_okay=False), help="Page to write. Default: NAME-data.html")
 @click.option("--check", "checks", multiple=True, help="Make this check only; may be repeated. Default: all that fit the data.")
+@click.option(
+    "--show-personal-data", is_flag=True, help="Show addresses, telephone and card numbers in the examples as they are. Default: masked."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON, and write no page.")
-def report_command(source: str, label: str | None, target: Path | None, checks: tuple[str, ...], as_json: bool) -> None:
+def report_command(
+    source: str, label: str | None, target: Path | None, checks: tuple[str, ...], show_personal_data: bool, as_json: bool
+) -> None:
     """Look at the quality of data: SOURCE is a file, a folder, a recipe or a run."""
+    from tauon import __version__
     from tauon.artifacts import atomic_write
     from tauon.config import parse
     from tauon.data import bar
@@ -47,18 +54,18 @@ def report_command(source: str, label: str | None, target: Path | None, checks: 
     parse(QualityConfig, {"checks": list(checks)})  # a misspelt name is an error before anything is read
     with bar() as progress, listening(progress):
         view = view_of(recipe.data, input_kind=recipe.task.input_kind, seed=recipe.seed)
-        quality = examine(view, checks, progress=progress)
+        quality = examine(view, checks, show_personal_data=show_personal_data, progress=progress)
     if as_json:
         click.echo(json.dumps(quality.to_json()))
         return
     _print(quality)
     target = target or Path(f"{name}-data.html")
-    top = f"<h1>Quality of the data: {_escaped(name)}</h1>"
+    top = f"<h1>Quality of the data: {_escaped(name)}</h1><p>{_escaped(_sources(recipe))}</p>"
     page = document(
         f"{name} · data",
         top,
         [Section("quality", "Findings", quality_html(quality.to_json()))],
-        "Made by Tauon from the records themselves.",
+        f"Made by Tauon {__version__} on {date.today().isoformat()}, from the records themselves; nothing was changed.",
     )
     atomic_write(target, page.encode("utf-8", "replace"))
     click.echo(f"the page: {target}")
@@ -79,6 +86,16 @@ def _recipe_of(source: str, label: str | None) -> tuple[str, Recipe]:
     load_parts()
     made = draft(Path(source), label=label)
     return made.name, parse(Recipe, read_yaml(made.to_yaml(), source), source)
+
+
+def _sources(recipe: Recipe) -> str:
+    """Return in words where the records come from."""
+    from tauon.data.preparation import sources_of
+    from tauon.report.data import sentences
+
+    told = sentences({"sources": {part: source.describe() for part, source in sources_of(recipe.data).items()}})
+    label = getattr(recipe.data.source, "label", None)
+    return " ".join([*told, *([f"What is predicted: {label}."] if isinstance(label, str) else [])])
 
 
 def _escaped(text: str) -> str:

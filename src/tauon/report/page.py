@@ -43,13 +43,14 @@ def document(title: str, header: str, sections: Sequence[Section], footer: str) 
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
     links = "".join(f'<a href="#{s.identity}">{escape(s.title)}</a>' for s in sections)
+    navigation = f'<nav aria-label="Sections">{links}</nav>' if len(sections) > 1 else ""
     body = "".join(f'<section id="{s.identity}"><h2>{escape(s.title)}</h2>{s.html}</section>' for s in sections)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
         f"<title>{escape(title, 200)}</title><style>{_asset('page.css')}</style></head><body><main>\n"
-        f'<header>{header}<nav aria-label="Sections">{links}</nav></header>\n{body}\n<footer>{footer}</footer></main>'
+        f"<header>{header}{navigation}</header>\n{body}\n<footer>{footer}</footer></main>"
         f"<script>{script}</script></body></html>\n"
     )
 

@@ -28,7 +28,7 @@ def quality_stage(ctx: Context) -> dict[str, Any]:
         ctx.on_event("progress", what=what, done=done, total=total)
 
     view = view_of(ctx.recipe.data, input_kind=ctx.recipe.task.input_kind, seed=ctx.recipe.seed)
-    quality = examine(view, config.checks, progress=report)
+    quality = examine(view, config.checks, show_personal_data=config.show_personal_data, progress=report)
     write_json(ctx.run.folder / RECORD, quality.to_json())
     for finding in quality.findings:
         if finding.severity != "note":

@@ -27,6 +27,8 @@ _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
 _CARD = re.compile(r"(?<![\w.-])[2-6]\d{3}(?:[ -]?\d){8,15}(?![\w-]|\.\d)")
 _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}(?!\w)")
+_DATE = re.compile(r"(?:19|20)\d\d[./-](?:0[1-9]|1[0-2])[./-](?:0[1-9]|[12]\d|3[01])")
+"""2016-12-05 09 would pass as a national number: one date and hour in eleven has the check digit."""
 _NUMBER = re.compile(r"(?<![\w+./-])[A-Z0-9]+(?:[./-][A-Z0-9]+)*(?!\w)")
 _KEYS = re.compile(
     r"""-----BEGIN\ [A-Z ]*PRIVATE\ KEY-----.*?(?:-----END\ [A-Z ]*PRIVATE\ KEY-----|\Z)
@@ -168,7 +170,7 @@ def _iban_length(found: str) -> int:
 
 def _ids(text: str, validators: list[Any]) -> Iterator[Span]:
     """Yield the national numbers: one to five pieces of digits and capitals, one blank between them, the longest first."""
-    pieces = [match.span() for match in _NUMBER.finditer(text)]
+    pieces = [match.span() for match in _NUMBER.finditer(text) if not _DATE.fullmatch(match.group())]
     done = 0
     for first, (start, _) in enumerate(pieces):
         if start < done:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tauon.config import Pluggable
 from tauon.data.grid import png
+from tauon.data.quality.masking import mask
 
 __all__ = ["DataView", "Example", "Finding", "QualityCheck", "Severity"]
 
@@ -22,6 +23,8 @@ Severity = Literal["bad", "warn", "note"]
 """bad: figures of a model cannot be trusted; warn: should be looked at; note: good to know."""
 SHOWN = 8
 """Examples of a finding that are recorded."""
+CELLS = 8
+"""Columns of a row that an example shows."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class DataView:
     left_out: tuple[str, ...] = ()
     """Files and columns that could not be read, with the reason."""
     seed: int = 0
+    show_personal_data: bool = False
+    """Whether addresses, telephone numbers and the like are shown in examples as they are."""
     memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
@@ -96,7 +101,7 @@ class Example:
     rows: tuple[int, ...]
     places: tuple[str, ...]
     text: str
-    """What is there, cut to a line or two."""
+    """What is there, cut to a line or two; records that differ on a line each."""
     note: str = ""
     """What is remarkable about it."""
     image: str = ""
@@ -138,6 +143,8 @@ class QualityCheck(Pluggable, family="quality_check"):
     """Kinds of `DataView` that it can look at; empty: all."""
     title: ClassVar[str]
     """What it asks, in a few words: equal records."""
+    needs_classes: ClassVar[bool] = False
+    """Whether it asks about labels that are classes; it is not made where there are none."""
     extra: ClassVar[str] = ""
     """Optional dependency that it needs; without it the check is left out, and the report says so."""
 
@@ -154,9 +161,15 @@ def examples_of(
     for k, place in enumerate(rows):
         if k == SHOWN:
             break
-        shown = " | ".join(dict.fromkeys(cut(text(i)) for i in place))
+        shown = "\n".join(dict.fromkeys(_excerpt(view, text(i)) for i in place))
         found.append(Example(tuple(place), tuple(view.place(i) for i in place), shown, note(k), _picture(view, place)))
     return tuple(found)
+
+
+def _excerpt(view: DataView, text: str) -> str:
+    """Return the beginning of a text in one line, masked before it is cut."""
+    begin = text[:2000]
+    return cut(begin if view.show_personal_data else mask(begin), 300 if view.columns else 240)
 
 
 def _picture(view: DataView, place: tuple[int, ...]) -> str:
@@ -166,7 +179,7 @@ def _picture(view: DataView, place: tuple[int, ...]) -> str:
     tiles = [np.moveaxis(np.clip(view.images[i][:, ::stride, ::stride], 0, 255).astype(np.uint8), 0, -1) for i in place[:4]]
     gap = np.full((tiles[0].shape[0], 2, tiles[0].shape[2]), 128, np.uint8)
     row = np.concatenate([t for tile in tiles for t in (tile, gap)][:-1], 1)
-    larger = max(1, 64 // row.shape[0])  # digits of 28 pixels can hardly be seen
+    larger = max(1, 128 // row.shape[0])  # digits of 28 pixels can hardly be seen
     return base64.b64encode(png(row.repeat(larger, 0).repeat(larger, 1))).decode()
 
 
@@ -189,21 +202,34 @@ def cut(text: str, most: int = 160) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
+def around(text: str, start: int, end: int, width: int = 50, *, masked: bool = True) -> str:
+    """Return a piece of a text with what is before and after; personal data that it touches is masked.
+
+    >>> around("one two three four", 4, 7, width=3)
+    '…ne two th…'
+    """
+    a, b = max(0, start - width), min(len(text), end + width)
+    piece = mask(text, a, b) if masked else text[a:b]
+    return ("…" if a else "") + cut(piece.strip("\n"), 4 * width).lstrip() + ("…" if b < len(text) else "")
+
+
 def show(view: DataView, row: int) -> str:
-    """Return a record in one line."""
+    """Return a record in one line: a text, the cells of a row, the class or the size of an image or a recording."""
     if len(view.texts):
         return view.texts[row]
     if view.columns:
-        return ", ".join(f"{name}={_cell(values[row])}" for name, values in list(view.columns.items())[:12])
+        cells = [f"{name}: {_cell(values[row], view.show_personal_data)}" for name, values in list(view.columns.items())[:CELLS]]
+        more = len(view.columns) - len(cells)
+        return "; ".join(cells) + (f"; and {more:,} more columns" if more else "")
+    name = view.name_of(row)
     if len(view.waves):
-        return f"{len(view.waves[row]) / view.rate:.2f} s"
+        return f"{name}, {len(view.waves[row]) / view.rate:.2f} s".removeprefix(", ")
     if view.images is not None:
-        channels, high, wide = view.images.shape[1:]
-        return f"{wide} x {high} pixels" + (f", {channels} channels" if channels > 1 else "")
+        return name or f"{view.images.shape[3]} x {view.images.shape[2]} pixels"
     return ""
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, in_full: bool) -> str:
     if value is None or (isinstance(value, float) and value != value):
         return "–"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else cut(str(value) if in_full else mask(str(value)), 40)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tauon.config import register
-from tauon.data.quality.base import DataView, Finding, QualityCheck
+from tauon.data.quality.base import SHOWN, DataView, Example, Finding, QualityCheck
 from tauon.data.quality.two_samples import chi_square_p
 
 __all__ = ["ClassBalance"]
@@ -23,6 +24,7 @@ class ClassBalance(QualityCheck):
     """How the classes are spread over the records and the parts."""
 
     title = "Class balance"
+    needs_classes = True
 
     def find(self, view: DataView) -> Iterator[Finding]:
         if view.labels_N is None or not view.label_names:
@@ -54,10 +56,21 @@ class ClassBalance(QualityCheck):
                 )
             elif part != "train" and (p := chi_square_p(np.stack([train, mine]))) < 1e-4:
                 message = (
-                    f"shares of classes differ between train and {part} by more than chance (p = {p:.0e}): split stratified, or say why"
+                    f"the shares of the classes differ between train and {part} by more than chance (chi-square test, p = {p:.0e}): the {part} part "
+                    "measures another mixture than the one that was learnt. Split stratified, or say why"
                 )
-                yield Finding("class shares", "warn", message, columns=view.label_names, facts={"counts": table, "p": p})
+                shares = _shares(view.label_names, train, mine, part)
+                yield Finding("class shares", "warn", message, (), shares, view.label_names, {"counts": table, "p": p, "part": part})
 
 
 def _named(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _shares(names: tuple[str, ...], train: NDArray[np.int64], held: NDArray[np.int64], part: str) -> tuple[Example, ...]:
+    """Return the classes whose shares differ most."""
+    a, b = train / train.sum(), held / held.sum()
+    order = np.argsort(-np.abs(a - b), kind="stable")[:SHOWN].tolist()
+    return tuple(
+        Example((), (names[k],), f"{a[k]:.1%} of train ({train[k]:,} records), {b[k]:.1%} of {part} ({held[k]:,} records)") for k in order
+    )

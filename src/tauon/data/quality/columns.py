@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tauon.config import register
 from tauon.data.label_leaks import suspects
 from tauon.data.numbers import CANONICAL, look_at, number_of, stands_for_missing
-from tauon.data.quality.base import DataView, Finding, QualityCheck, cut, examples_of
+from tauon.data.quality.base import DataView, Finding, QualityCheck, counted, cut, examples_of
 
 __all__ = ["ColumnGiveaways", "ColumnOutliers", "ColumnValues"]
 
@@ -70,7 +70,10 @@ class ColumnValues(QualityCheck):
         if places:
             rows = tuple((i,) for i in dict.fromkeys(i for i, _ in places))
             named = Counter(name for _, name in places)
-            message = f"{len(places):,} values in columns of numbers are no numbers ({_counts(named)}). Correct them, or name them in data.source.missing"
+            message = (
+                f"{len(places):,} values in columns of numbers are no numbers ({_counts(named)}). Correct them, or, if they stand for a missing value, name "
+                "them under data.source.missing"
+            )
             shown = [f"{name}: {view.columns[name][i]!r}" for i, name in places]
             by_row = {i: s for (i, _), s in reversed(list(zip(places, shown, strict=True)))}
             yield Finding("broken values", "warn", message, rows, examples_of(view, rows, lambda i: by_row[i]), tuple(named))
@@ -91,7 +94,7 @@ class ColumnValues(QualityCheck):
             ):
                 identifiers.append(name)
         if empty:
-            message = f"{len(empty)} columns are missing in more than half of the rows: " + ", ".join(
+            message = f"{counted(len(empty), 'column')} missing in more than half of the rows: " + ", ".join(
                 f"{n} ({s:.0%})" for n, s in empty[:8]
             )
             yield Finding("missing values", "note", message, columns=tuple(n for n, _ in empty))
@@ -100,7 +103,10 @@ class ColumnValues(QualityCheck):
                 "constants", "note", f"columns with one value only: {', '.join(constant[:8])}. They teach nothing", columns=tuple(constant)
             )
         if identifiers:
-            message = f"columns with another value in each row, like an identifier: {', '.join(identifiers[:8])}. Leave them out with data.source.drop"
+            message = (
+                f"columns with another value in each row, like an identifier: {', '.join(identifiers[:8])}. They teach nothing, and may name people: leave "
+                "them out (data.source.drop)"
+            )
             yield Finding("identifiers", "note", message, columns=tuple(identifiers))
 
 

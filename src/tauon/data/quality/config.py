@@ -15,6 +15,8 @@ class QualityConfig(Config):
 
     checks: tuple[str, ...] = ()
     """Names of the checks to make: equal-records, column-outliers, ... Default: all that fit the data."""
+    show_personal_data: bool = False
+    """Show addresses, telephone, card and national numbers in the examples as they are, instead of <EMAIL>, <PHONE>, <CARD>, <ID>."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()

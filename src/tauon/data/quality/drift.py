@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.config import register
-from tauon.data.quality.base import DataView, Finding, QualityCheck
+from tauon.data.quality.base import SHOWN, DataView, Example, Finding, QualityCheck
 from tauon.data.quality.two_samples import chi_square_p, kolmogorov_smirnov
 
 __all__ = ["PartDrift", "measures"]
@@ -40,14 +40,24 @@ class PartDrift(QualityCheck):
             if moved:
                 moved.sort(reverse=True)
                 distances = {name: round(distance, 4) for distance, name, _ in moved}
-                named = ", ".join(f"{name} ({distance:.2f})" for distance, name, _ in moved[:5])
+                named = ", ".join(name for _, name, _ in moved[:5]) + (f" and {len(moved) - 5} more" if len(moved) > 5 else "")
+                what = "columns" if view.columns else "measures"
+                verb = "differs" if len(moved) == 1 else "differ"
                 message = (
-                    f"{len(moved)} of {len(described)} measures differ between train and {part} by more than chance: {named}. The figure is the largest "
-                    "distance of the two distributions, 0 to 1. Held-out figures are about such records, not about those of training"
+                    f"{len(moved)} of {len(described)} {what} {verb} between train and {part} by more than chance: {named}. Results on the {part} part "
+                    "are about such records, not about those of training"
                 )
-                yield Finding(
-                    "drift", "warn", message, columns=tuple(name for _, name, _ in moved), facts={"part": part, "distance": distances}
+                examples = tuple(
+                    Example(
+                        (),
+                        (name,),
+                        _compared(described[name], train, held, part),
+                        f"distance of the distributions {d:.2f} (0: same, 1: apart)",
+                    )
+                    for d, name, _ in moved[:SHOWN]
                 )
+                columns = tuple(name for _, name, _ in moved)
+                yield Finding("drift", "warn", message, (), examples, columns, {"part": part, "distance": distances})
 
 
 def measures(view: DataView) -> dict[str, NDArray[Any]]:
@@ -59,7 +69,7 @@ def measures(view: DataView) -> dict[str, NDArray[Any]]:
         }
     elif len(view.texts):
         found = {"length in characters": np.array([len(t) for t in view.texts], np.float64)}
-        found["letters per character"] = np.array([sum(c.isalpha() for c in t) / max(1, len(t)) for t in view.texts])
+        found["letters per character"] = np.array([sum(map(str.isalpha, t)) / max(1, len(t)) for t in view.texts])
     elif view.images is not None:
         flat = view.images.reshape(len(view.images), -1)
         step = max(1, flat.shape[1] // 4096)
@@ -88,3 +98,16 @@ def _difference(values: NDArray[Any], train: NDArray[np.int64], held: NDArray[np
         return 1.0, 0.0
     shares = table / table.sum(1, keepdims=True)
     return float(np.abs(shares[0] - shares[1]).sum() / 2), chi_square_p(table)
+
+
+def _compared(values: NDArray[Any], train: NDArray[np.int64], held: NDArray[np.int64], part: str) -> str:
+    """Return in words how a measure differs: the medians of numbers, or the word whose share changes most."""
+    if values.dtype != object:
+        said = []
+        for where, rows in (("train", train), (part, held)):
+            low, middle, high = np.nanpercentile(values[rows], [5, 50, 95])
+            said.append(f"median {middle:.4g} (90% lie from {low:.4g} to {high:.4g}) in {where}")
+        return "; ".join(said)
+    a, b = Counter(values[train].tolist()), Counter(values[held].tolist())
+    word = max(a + b, key=lambda w: abs(a[w] / len(train) - b[w] / len(held)))
+    return f"{word or '(missing)'}: {a[word] / len(train):.1%} of train, {b[word] / len(held):.1%} of {part}"

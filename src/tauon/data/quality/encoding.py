@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tauon.config import register
-from tauon.data.quality.base import DataView, Finding, QualityCheck, counted, cut, examples_of
+from tauon.data.quality.base import DataView, Finding, QualityCheck, around, counted, examples_of
 from tauon.data.quality.columns import word_columns
 from tauon.errors import MissingExtra
 
@@ -36,36 +36,42 @@ class TextEncoding(QualityCheck):
         except ImportError as err:
             raise MissingExtra("the search for damaged encodings", "clean") from err
         found: dict[int, tuple[str, str]] = {}
+        masked = not view.show_personal_data
         kinds: Counter[str] = Counter()
         marked: dict[int, str] = {}
         for row, text in cells_with_text(view):
             text = text[:_CUT]
             markup = _MARKUP.search(text)
             if markup:
-                marked.setdefault(row, around(text, *markup.span()))
+                marked.setdefault(row, around(text, *markup.span(), masked=masked))
             if (text.isascii() and not _CONTROL.search(text)) or row in found:
                 continue
             if "�" in text:
                 at = text.index("�")
-                found[row] = ("lost characters", around(text, at, at + 1))
+                found[row] = ("lost characters", around(text, at, at + 1, masked=masked))
             elif (fixed := ftfy.fix_encoding(text)) != text:
                 at = next((i for i, (a, b) in enumerate(zip(text, fixed, strict=False)) if a != b), len(fixed))
-                found[row] = ("wrong decoding", f"{around(text, at, at + 1)} → {around(fixed, at, at + 1)}")
+                pieces = [around(t, at, at + 1, masked=masked) for t in (text, fixed)]
+                found[row] = ("wrong decoding", " → ".join(pieces))
             elif control := _CONTROL.search(text):
-                found[row] = (f"control character U+{ord(control.group()):04X}", around(text, *control.span()))
+                found[row] = (f"control character U+{ord(control.group()):04X}", around(_visible(text), *control.span(), masked=masked))
             if row in found:
                 kinds[found[row][0]] += 1
         if found:
             rows = tuple((i,) for i in found)
             named = ", ".join(f"{kind}: {n:,}" for kind, n in kinds.most_common(6))
             message = (
-                f"{counted(len(rows), 'record')} damaged by a wrong encoding ({named}). data.clean: [{{kind: repair}}] undoes wrong decoding; lost "
-                "characters are lost"
+                f"{counted(len(rows), 'record')} damaged by a wrong encoding ({named}). For training, the cleaning filter `repair` of a recipe "
+                "undoes wrong decoding; lost characters are lost"
             )
             yield Finding("encoding", "warn", message, rows, examples_of(view, rows, lambda i: found[i][1], lambda k: found[rows[k][0]][0]))
         if len(marked) > _MARKED * len(view):
             rows = tuple((i,) for i in marked)
-            message = f"{len(rows):,} {'record has' if len(rows) == 1 else 'records have'} remains of HTML. data.clean: [{{kind: repair}}] decodes entities"
+            who = "record has" if len(rows) == 1 else "records have"
+            message = (
+                f"{len(rows):,} {who} HTML in the text: remains of web pages, or source code. For training, the cleaning filter `repair` of a recipe decodes "
+                "entities"
+            )
             yield Finding("markup", "note", message, rows, examples_of(view, rows, marked.__getitem__))
 
 
@@ -79,11 +85,6 @@ def cells_with_text(view: DataView) -> Iterator[tuple[int, str]]:
                 yield row, f"{name}: {value}"
 
 
-def around(text: str, start: int, end: int, width: int = 50) -> str:
-    """Return a piece of a text with what is before and after.
-
-    >>> around("one two three four", 4, 7, width=3)
-    '…ne two th…'
-    """
-    a, b = max(0, start - width), min(len(text), end + width)
-    return ("…" if a else "") + cut(text[a:b].strip("\n"), 4 * width).lstrip() + ("…" if b < len(text) else "")
+def _visible(text: str) -> str:
+    """Return the text with a picture for each control character: U+000C becomes ␌."""
+    return _CONTROL.sub(lambda m: chr(0x2400 + ord(m.group())) if m.group() < " " else "�", text)

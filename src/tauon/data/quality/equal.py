@@ -10,10 +10,13 @@ from itertools import pairwise
 import numpy as np
 
 from tauon.config import register
-from tauon.data.quality.base import DataView, Finding, QualityCheck, counted, examples_of, show
+from tauon.data.quality.base import DataView, Finding, QualityCheck, Severity, counted, examples_of, show
 from tauon.data.quality.image_outliers import blank_rows
 
 __all__ = ["EqualRecords", "groups_of_equal"]
+
+SMALL = 0.001
+"""Share of held-out records that are copies of training records, below which results hardly change."""
 
 
 @register("equal-records")
@@ -36,15 +39,19 @@ class EqualRecords(QualityCheck):
         if leaks:
             share = len(leaks) / max(1, int((view.part_N != "train").sum()))
             message = (
-                f"{counted(len(leaks), 'held-out record')} also in the training part ({share:.1%}): figures on them are too good. Remove them from training, "
-                "or split by group"
+                f"{counted(len(leaks), 'held-out record')} also in the training part ({share:.1%} of the held-out ones): results on such records are too "
+                "good. Remove the copies from training, or split by group"
             )
-            yield Finding("leaks", "bad", message, tuple(leaks), examples_of(view, leaks, lambda i: show(view, i)))
+            severity: Severity = "bad" if share >= SMALL else "warn"
+            yield Finding("leaks", severity, message, tuple(leaks), examples_of(view, leaks, lambda i: show(view, i)))
         if repeats:
-            message = f"{counted(len(repeats), 'record')} there again in the same part: each counts twice"
+            verb = "record repeats" if len(repeats) == 1 else "records repeat"
+            message = f"{len(repeats):,} {verb} an earlier record of the same part: what is there twice counts twice"
             yield Finding("duplicates", "warn", message, tuple(repeats), examples_of(view, repeats, lambda i: show(view, i)))
         if contrary:
-            message = f"{counted(len(contrary), 'input')} there with different labels: one of them is wrong, or something is missing that decides it"
+            message = (
+                f"{counted(len(contrary), 'input')} there with different labels: one of them is wrong, or the data lacks what decides it"
+            )
             notes = [" / ".join(dict.fromkeys(view.name_of(i) for i in g)) for g in contrary]
             yield Finding(
                 "contradictions", "warn", message, tuple(contrary), examples_of(view, contrary, lambda i: show(view, i), lambda k: notes[k])

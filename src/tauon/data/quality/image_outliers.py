@@ -37,7 +37,10 @@ class BlankImages(QualityCheck):
     def find(self, view: DataView) -> Iterator[Finding]:
         rows = tuple((i,) for i in blank_rows(view).tolist())
         if rows:
-            message = f"{counted(len(rows), 'image')} blank: all pixels have nearly the same value. Leave them out with data.clean: [{{kind: blank}}]"
+            message = (
+                f"{counted(len(rows), 'image')} blank: all pixels have nearly the same value. For training, the cleaning filter `blank` of a recipe leaves "
+                "them out"
+            )
             yield Finding("blank images", "warn", message, rows, examples_of(view, rows, lambda i: show(view, i)))
 
 
@@ -53,7 +56,10 @@ class ImageOutliers(QualityCheck):
         if odd:
             rows = tuple((i,) for i in odd)
             reasons = [*odd.values()]
-            message = f"{counted(len(rows), 'image')} unlike the others. Damaged, inverted, or of something else"
+            message = (
+                f"{counted(len(rows), 'image')} unlike the others: damaged, inverted, or of something else. Unusual is not wrong: look whether they "
+                "belong here"
+            )
             yield Finding("outliers", "warn", message, rows, examples_of(view, rows, lambda i: show(view, i), lambda k: reasons[k]))
 
 
@@ -100,7 +106,7 @@ def _described(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> dict[str, 
         "brightness (0 to 1)": np.concatenate(brightness).astype(np.float64),
         "contrast (0 to 1)": np.concatenate(contrast).astype(np.float64),
         "roughness (steps between neighbouring pixels / contrast)": np.concatenate(rough).astype(np.float64),
-        "distance to the nearest image": _nearest(np.concatenate(small)),
+        "difference from the most similar images (0 to 1)": _nearest(np.concatenate(small)),
     }
 
 

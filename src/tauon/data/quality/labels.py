@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tauon.config import register
 from tauon.data.clean.signals import level_of
-from tauon.data.quality.base import DataView, Finding, QualityCheck, Severity, counted, examples_of, show
+from tauon.data.quality.base import DataView, Finding, QualityCheck, Severity, examples_of, show
 from tauon.data.quality.columns import far_outside, given_away, number_columns, word_columns
 from tauon.data.quality.image_gradients import gradients
 from tauon.data.quality.image_outliers import blank_rows, odd_images
@@ -50,6 +51,7 @@ class WrongLabels(QualityCheck):
 
     kinds = ("texts", "table", "images", "recordings")
     title = "Label errors"
+    needs_classes = True
     extra = "sklearn"
 
     def find(self, view: DataView) -> Iterator[Finding]:
@@ -65,13 +67,9 @@ class WrongLabels(QualityCheck):
         rows, (names, labels) = rows[kept], (names[~rare], np.unique(labels[kept], return_inverse=True)[1])
         if len(names) < 2:
             return
-        if len(rows) > 2 * BLOCK:  # a model of few records says whether more are worth the time
-            some = np.linspace(0, len(rows) - 1, BLOCK).astype(np.int64)
-            kept = np.bincount(labels[some], minlength=len(names))[labels[some]] >= 2 * FOLDS
-            few = np.unique(labels[some[kept]], return_inverse=True)[1]
-            if (_scores(view, rows[some[kept]], few).argmax(1) != few).mean() > HOPELESS + 0.1:
-                return
         scores = _scores(view, rows, labels)
+        if np.isnan(scores).any():  # not worth the time
+            return
         found, suggested = wrong_labels(labels, scores, confident=view.kind != "table")
         if not len(found):
             return
@@ -80,18 +78,22 @@ class WrongLabels(QualityCheck):
         if 1 - accuracy > HOPELESS:
             return
         sample = f" (of a sample of {len(rows):,})" if len(rows) < total else ""
-        agrees = f"which agrees with {accuracy:.1%} of all labels"
+        agrees = f"and that agrees with {accuracy:.1%} of all labels"
         if unsure:
             message = (
-                f"{len(found):,} labels{sample} are contradicted by a model that did not see the record, {agrees}: the classes overlap for it, so that "
-                "many of these are borderline cases, not errors"
+                f"{len(found):,} labels{sample} are contradicted by a small model that did not see the record, {agrees}: the classes overlap for it, so "
+                "that borderline cases are among these. The first are the ones that it contradicts most"
             )
         else:
-            message = f"{counted(len(found), 'label')} probably wrong{sample}, to a model that did not see the record, {agrees}. Look before training"
+            message = (
+                f"{len(found):,} {'label' if len(found) == 1 else 'labels'} may be wrong{sample}: contradicted by a small model that did not see the record, "
+                f"{agrees}. The first are the ones that it contradicts most; unusual records with right labels are among them, which only someone who "
+                "knows the matter can tell"
+            )
         severity: Severity = "note" if unsure or len(found) < WORTH * len(rows) else "warn"
         places = tuple((int(rows[k]),) for k in found)
         notes = [
-            f"label {view.label_names[names[labels[k]]]}, rather {view.label_names[names[s]]}"
+            f"labelled {view.label_names[names[labels[k]]]}, looks like {view.label_names[names[s]]}"
             for k, s in zip(found, suggested, strict=True)
         ]
         yield Finding(
@@ -149,9 +151,12 @@ def _usable(view: DataView) -> NDArray[np.int64]:
 
 
 def _scores(view: DataView, rows: NDArray[np.int64], labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the scores of each class; NaN if the model of few records already says that it cannot tell the classes apart."""
     groups = np.unique([view.groups_N[i] for i in rows], return_inverse=True)[1] if len(view.groups_N) else None
     if view.kind == "table":
         numbers = _numbers(view, rows)
+        if len(rows) > 2 * BLOCK and not _some_are_told(numbers, labels_N, view.seed):
+            return np.full((len(rows), 1), np.nan)
         scores = out_of_fold(numbers, labels_N, seed=view.seed, groups=groups)
         found, likely = wrong_labels(labels_N, scores, SURE_OF_ROWS)
         corrected = labels_N.copy()
@@ -167,15 +172,29 @@ def _scores(view: DataView, rows: NDArray[np.int64], labels_N: NDArray[np.int64]
         except ImportError as err:
             raise MissingExtra("a second opinion on the labels of texts", "sklearn") from err
         words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=40_000, dtype=np.float32)
-        return leave_one_out(
-            words.fit_transform([view.texts[i] for i in rows]), labels_N, radial=False, ridge=0.5, groups_N=groups, seed=view.seed
-        )
+        features: Any = words.fit_transform([view.texts[i] for i in rows])
+        return leave_one_out(features, labels_N, radial=False, ridge=0.5, groups_N=groups, seed=view.seed, go_on=_are_told)
     if view.images is not None:
         images = view.images
-        features = np.concatenate([gradients(images[rows[a : a + 1024]]) for a in range(0, len(rows), 1024)])
+
+        def features(some: NDArray[np.int64]) -> NDArray[np.float32]:
+            return np.concatenate([gradients(images[rows[some[a : a + 1024]]]) for a in range(0, len(some), 1024)])
+
     else:
         features = np.stack([fingerprint(view.waves[i], view.rate) for i in rows.tolist()])
-    return leave_one_out(features, labels_N, radial=True, ridge=0.1, groups_N=groups, seed=view.seed)
+    return leave_one_out(features, labels_N, radial=True, ridge=0.1, groups_N=groups, seed=view.seed, go_on=_are_told)
+
+
+def _are_told(scores_NK: NDArray[np.float64], labels_N: NDArray[np.int64]) -> bool:
+    """Whether a model of few records tells the classes apart so well that one of more is worth the time."""
+    return bool((scores_NK.argmax(1) != labels_N).mean() <= HOPELESS + 0.1)
+
+
+def _some_are_told(numbers_NF: NDArray[np.float64], labels_N: NDArray[np.int64], seed: int) -> bool:
+    some = np.linspace(0, len(labels_N) - 1, BLOCK).astype(np.int64)
+    kept = some[np.bincount(labels_N[some], minlength=int(labels_N.max()) + 1)[labels_N[some]] >= 2 * FOLDS]
+    few = np.unique(labels_N[kept], return_inverse=True)[1]
+    return len(np.unique(few)) < 2 or _are_told(out_of_fold(numbers_NF[kept], few, seed=seed), few)
 
 
 def _numbers(view: DataView, rows: NDArray[np.int64]) -> NDArray[np.float64]:

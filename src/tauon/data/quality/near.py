@@ -56,8 +56,8 @@ class NearDuplicates(QualityCheck):
             repeats += [(a, b) for mine in (train, held) for a, b in pairwise(mine)]
         if leaks:
             message = (
-                f"{counted(len(leaks), 'held-out record')} nearly the same as a training record{sample}: figures on them may be too good. Remove them from "
-                "training, or split by group"
+                f"{counted(len(leaks), 'held-out record')} nearly the same as a training record{sample}: results on such records may be too good. Remove "
+                "the copies from training, or split by group"
             )
             yield Finding("near leaks", "warn", message, tuple(leaks), examples_of(view, leaks, lambda i: show(view, i)))
         if repeats:

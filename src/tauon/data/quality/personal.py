@@ -11,15 +11,20 @@ from collections.abc import Iterator
 
 from tauon.config import register
 from tauon.data.clean.pii import PiiConfig
-from tauon.data.quality.base import DataView, Finding, QualityCheck, examples_of
+from tauon.data.quality.base import DataView, Finding, QualityCheck, around, examples_of
 from tauon.data.quality.columns import word_columns
-from tauon.data.quality.encoding import around
+from tauon.data.quality.masking import LIKELY, personal_spans
 from tauon.errors import MissingExtra
 
 __all__ = ["PersonalData"]
 
-_LIKELY = re.compile(r"@|\d(?:\D{0,3}\d){5}|-----BEGIN|[A-Za-z0-9_-]{20}|[0-9A-Fa-f]:[0-9A-Fa-f:]{2}")
-"""What a text must have to be looked at closely: an @, six digits, a long word, an address."""
+WORDS = {
+    "email": ("e-mail address", "e-mail addresses"), "phone": ("telephone number", "telephone numbers"), "card": ("card number", "card numbers"),
+    "iban": ("account number", "account numbers"), "id": ("national number", "national numbers"), "key": ("key", "keys"),
+    "ip": ("IP address", "IP addresses"),
+}  # fmt: skip
+_BEFORE, _AFTER = re.compile(r"[\d)] ?[+*/^×÷−=-] ?$"), re.compile(r" ?[+*/^×÷−=-] ?[\d(]")
+"""What is before and after a number in a calculation."""
 _DIGITS = 0.6
 """Share of digits from which on a text is a list of numbers, some of which are a person's number by chance."""
 _MOST = 4_000_000
@@ -37,8 +42,7 @@ class PersonalData(QualityCheck):
     extra = "clean"
 
     def find(self, view: DataView) -> Iterator[Finding]:
-        filter_ = PiiConfig()
-        if filter_.missing():
+        if PiiConfig().missing():
             raise MissingExtra("the search for personal data", "clean")
         known: dict[str, tuple[Counter[str], str]] = {}
         kinds: Counter[str] = Counter()
@@ -46,39 +50,39 @@ class PersonalData(QualityCheck):
         shown: dict[int, str] = {}
         for row, column, text in _candidates(view):
             if text not in known:
-                known[text] = look(filter_, text)
-            found, masked = known[text]
+                known[text] = look(text, masked=not view.show_personal_data)
+            found, piece = known[text]
             if found:
                 kinds.update(found)
-                shown[row] = "; ".join(filter(None, (shown.get(row, ""), f"{column}: {masked}" if column else masked)))
+                shown[row] = "; ".join(filter(None, (shown.get(row, ""), f"{column}: {piece}" if column else piece)))
                 columns[column] += 1
         if shown:
             rows = tuple((i,) for i in sorted(shown))
-            named = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common())
+            named = ", ".join(f"{n:,} {WORDS[kind][n > 1]}" for kind, n in kinds.most_common())
             where = f" in {', '.join(c for c, _ in columns.most_common(6))}" if view.columns else ""
             step = texts_step(view)
             sample = f"; one text in {step} was looked at" if step > 1 else ""
             who = "record has" if len(rows) == 1 else "records have"
+            shown_as = "shown in full on this page" if view.show_personal_data else "masked on this page"
             message = (
-                f"{len(rows):,} {who} personal data or keys{where} ({named}{sample}). data.clean: [{{kind: pii}}] masks them; they are masked here. Names and "
-                "addresses are not looked for"
+                f"{len(rows):,} {who} personal data or keys{where} ({named}{sample}). They are {shown_as}; names and street addresses are not looked "
+                "for. For training, the cleaning filter `pii` of a recipe masks them"
             )
             yield Finding(
                 "personal data", "warn", message, rows, examples_of(view, rows, shown.__getitem__), tuple(c for c in columns if c)
             )
 
 
-def look(filter_: PiiConfig, text: str) -> tuple[Counter[str], str]:
-    """Return (what was found, the masked text around the first place)."""
-    masked, found = text[:_CUT], Counter[str]()
-    for kind in filter_.find:
-        spans = list(filter_.spans(kind, masked))
-        found[kind] += len(spans)
-        for start, end in reversed(spans):
-            masked = f"{masked[:start]}<{kind.upper()}>{masked[end:]}"
-    found = +found
-    at = min((p for kind in found if (p := masked.find(f"<{kind.upper()}>")) >= 0), default=0)
-    return found, around(masked, at, at + 8) if found else ""
+def look(text: str, *, masked: bool = True) -> tuple[Counter[str], str]:
+    """Return (what was found, the text around the first place)."""
+    spans = [s for s in personal_spans(text[:_CUT]) if not in_calculation(text, *s[:2])]
+    piece = around(text, *spans[0][:2], masked=masked) if spans else ""
+    return Counter(kind for _, _, kind in spans), piece
+
+
+def in_calculation(text: str, start: int, end: int) -> bool:
+    """Whether plain digits are part of a calculation, 148232 + 4446960000 = 4447108232, and so no person's number."""
+    return text[start:end].isdigit() and (bool(_BEFORE.search(text[max(0, start - 8) : start])) or bool(_AFTER.match(text, end)))
 
 
 def texts_step(view: DataView) -> int:
@@ -91,9 +95,9 @@ def _candidates(view: DataView) -> Iterator[tuple[int, str, str]]:
     step = texts_step(view)
     for row in range(0, len(view.texts), step):
         text = view.texts[row]
-        if _LIKELY.search(text, 0, _CUT) and sum(map(str.isdigit, text[:_CUT])) < _DIGITS * len(text[:_CUT]):
+        if LIKELY.search(text, 0, _CUT) and sum(map(str.isdigit, text[:_CUT])) < _DIGITS * len(text[:_CUT]):
             yield row, "", text
     for name, values in word_columns(view):
         for row, value in enumerate(values):
-            if isinstance(value, str) and _LIKELY.search(value):
+            if isinstance(value, str) and LIKELY.search(value):
                 yield row, name, value

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tauon.config import register
 from tauon.data.clean.signals import clipped_share, level_of, runs_of_equal
-from tauon.data.quality.base import DataView, Finding, QualityCheck, counted, examples_of, show
+from tauon.data.quality.base import SHOWN, DataView, Example, Finding, QualityCheck, counted, examples_of, show
 from tauon.data.quality.columns import far_outside, robust_distance
 
 __all__ = ["RecordingFaults", "SeriesFaults"]
@@ -66,25 +66,48 @@ class SeriesFaults(QualityCheck):
         columns = {name: np.asarray(values, np.float64) for name, values in view.columns.items()}
         stuck = [(a, b, name) for name, values in columns.items() for a, b in runs_of_equal(values, STUCK) if b - a < len(values)]
         if stuck:
-            stuck.sort(key=lambda s: s[0] - s[1])
-            rows = tuple((a, b - 1) for a, b, _ in stuck)
-            named = ", ".join(sorted({name for _, _, name in stuck}))
-            notes = [f"{name} = {columns[name][a]:g} for {b - a:,} steps" for a, b, name in stuck]
-            message = f"{len(rows):,} stretches of at least {STUCK} steps repeat one value ({named}): a stuck sensor, or filled gaps"
-            yield Finding(
-                "stuck values", "warn", message, rows, examples_of(view, rows, lambda _: "", lambda k: notes[k]), _distinct(stuck)
+            together = _periods(stuck)
+            rows = tuple((min(a for a, _, _ in period), max(b for _, b, _ in period) - 1) for period in together)
+            named = _distinct([stretch for period in together for stretch in period])
+            said = "1 period has" if len(rows) == 1 else f"{len(rows):,} periods have"
+            message = (
+                f"{said} the same value for at least {STUCK} steps ({len(stuck):,} stretches, of {', '.join(sorted(named))}): a stuck sensor, filled gaps, or "
+                "an interruption"
             )
+            texts = ["; ".join(f"{name} = {columns[name][a]:g} for {b - a:,} steps" for a, b, name in period) for period in together]
+            examples = tuple(
+                Example(row, (f"{view.place(row[0])} to {view.place(row[1])}",), text)
+                for row, text in zip(rows[:SHOWN], texts, strict=False)
+            )
+            stretches = [[name, a, b] for a, b, name in stuck[:1000]]
+            yield Finding("stuck values", "warn", message, rows, examples, named, {"stretches": stretches})
         jumps = [(i, name) for name, values in columns.items() for i in jumps_of(values).tolist()]
         if jumps:
             places = tuple((i,) for i, _ in jumps)
             steps = [f"{name}: {_neighbours(columns[name], i)}" for i, name in jumps]
             named_columns = tuple(dict.fromkeys(name for _, name in jumps))
             message = f"{len(places):,} values jump away from both neighbours and back ({', '.join(named_columns)}): faults of measurement, or events"
-            yield Finding("jumps", "warn", message, places, examples_of(view, places, lambda _: "", lambda k: steps[k]), named_columns)
+            yield Finding("jumps", "warn", message, places, _examples(view, places, steps), named_columns)
 
 
 def _distinct(stuck: list[tuple[int, int, str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for _, _, name in stuck))
+
+
+def _examples(view: DataView, places: tuple[tuple[int], ...], texts: list[str]) -> tuple[Example, ...]:
+    return tuple(Example(p, (view.place(p[0]),), text) for p, text in zip(places[:SHOWN], texts, strict=False))
+
+
+def _periods(stuck: list[tuple[int, int, str]]) -> list[list[tuple[int, int, str]]]:
+    """Return stretches that overlap together, as one outage stops several sensors; the one with the longest stretch first."""
+    found: list[list[tuple[int, int, str]]] = []
+    reached = -1
+    for stretch in sorted(stuck):
+        if stretch[0] >= reached:
+            found.append([])
+        found[-1].append(stretch)
+        reached = max(reached, stretch[1])
+    return sorted(found, key=lambda period: -max(b - a for a, b, _ in period))
 
 
 def _neighbours(values: NDArray[np.float64], i: int) -> str:

@@ -42,7 +42,8 @@ class TextOutliers(QualityCheck):
         if odd:
             rows = tuple((i,) for i in odd)
             message = (
-                f"{counted(len(rows), 'text')} unlike the others: no language, repetition, or an extreme length. A model learns from each"
+                f"{counted(len(rows), 'text')} unlike the others: another language or code, repetition, or an extreme length. Unusual is not wrong: look "
+                "whether they belong here"
             )
             reasons = [*odd.values()]
             yield Finding("outliers", "warn", message, rows, examples_of(view, rows, lambda i: view.texts[i], lambda k: reasons[k]))
@@ -52,13 +53,13 @@ def odd_texts(texts: Sequence[str]) -> dict[int, str]:
     """Return texts unlike the others, with the reason.
 
     >>> odd_texts(["It rains in the hills today and tomorrow."] * 60 + ["no no no no no no no no no no no no"])
-    {60: '91% of its pairs of words are repetitions'}
+    {60: '91% of its pairs of neighbouring words occurred in it before'}
     """
     odd: dict[int, str] = {i: "it is empty" for i, text in enumerate(texts) if not text.strip()}
     for i, text in enumerate(texts):
         share = repeated_share(text)
         if share > REPEATED:
-            odd.setdefault(i, f"{share:.0%} of its pairs of words are repetitions")
+            odd.setdefault(i, f"{share:.0%} of its pairs of neighbouring words occurred in it before")
     if len(texts) < _LEAST:
         return odd
     surprise = trigram_surprise(texts)
@@ -66,7 +67,9 @@ def odd_texts(texts: Sequence[str]) -> dict[int, str]:
     distance = np.where(surprise > middle, robust_distance(surprise), 0.0)
     rare = (distance > max(FAR, BEYOND * float(np.percentile(distance, 95)))) & (surprise > middle + RARER)
     for i in np.flatnonzero(rare).tolist():
-        odd.setdefault(i, f"its characters hardly occur together in other texts ({distance[i]:.0f} robust standard deviations)")
+        odd.setdefault(
+            i, f"its sequences of characters are rare in the other texts ({distance[i]:.0f} robust standard deviations from the middle)"
+        )
     letters = np.array([letter_share(text) for text in texts])
     if np.median(letters) > 2 * LETTERS:
         for i in np.flatnonzero(letters < LETTERS).tolist():

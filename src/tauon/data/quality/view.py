@@ -155,8 +155,16 @@ def _arrays(parts: Parts[Arrays], seed: int) -> DataView:
     labels, values, names = _labels(parts, lambda data: data)
     main = parts["train"].data
 
+    single = all(rows.data is main for rows in parts.values())
+
     def place(row: int) -> str:
-        return f"example {records[row][1]} of the {part_N[row]} source"
+        data, i = records[row]
+        part = {"train": "training"}.get(part_N[row], part_N[row])
+        if data is not main:
+            return f"example {i} (from 0) of the {part} set"
+        return f"example {i} (from 0) of the {'' if single else 'training '}set" + (
+            f", {part} part" if single or part != "training" else ""
+        )
 
     features = np.concatenate([rows.data.features[rows.index] for rows in parts.values()])
     common: dict[str, Any] = {"label": "", "left_out": main.left_out, "seed": seed}
@@ -187,12 +195,17 @@ def _series(parts: Parts[Series], seed: int) -> DataView:
     return DataView(
         "series",
         part_N,
-        lambda row: str(moments[row]),
+        lambda row: _time(moments[row]),
         columns=columns,
         moments=moments,
         left_out=(*main.left_out, *gaps, *main.notes),
         seed=seed,
     )
+
+
+def _time(moment: Any) -> str:
+    text = str(moment).replace("T", " ")
+    return text.removesuffix(":00") if text.count(":") == 2 else text
 
 
 def _documents(request: Request) -> DataView:
