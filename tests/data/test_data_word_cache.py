@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +162,15 @@ def test_a_vocabulary_that_tiktoken_would_merge_otherwise_is_left_to_the_library
     cache = WordCache.of(made)
     assert cache is not None and cache._fast is None  # `abc` is a token, which merging never makes
     assert cache.encode_many(["abc"], lambda texts: [])[0].tolist() == made.encode("abc").ids == [vocab["a"], 256]
+
+
+def test_a_long_text_is_encoded_in_little_more_than_its_own_memory(cache: WordCache, tokenizer: SubwordTokenizer) -> None:
+    text = "the words of a long text in one line " * 60_000
+    tracemalloc.start()
+    try:
+        ids = cache.encode_many([text], tokenizer._encode_all)[0]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert tokenizer.decode(ids[:200]) == text[: len(tokenizer.decode(ids[:200]))]
+    assert peak < 3 * (len(text) + ids.nbytes), "split into words at once it takes many times the text"
