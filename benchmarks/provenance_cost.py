@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -22,7 +23,7 @@ import numpy as np
 
 from tauon.config import parse
 from tauon.data import Shards, ShardWriter, SourceConfig
-from tauon.data.kinds.tokens import _limited
+from tauon.data.sources.numbered import numbered
 from tauon.data.tokenizer_config import BpeConfig
 
 
@@ -48,7 +49,7 @@ def write(kind: type[ShardWriter], folder: Path, source: SourceConfig, tokenizer
     """Return (processor seconds, bytes on disk)."""
     start = time.process_time()
     writer = kind(folder, vocab=tokenizer.vocab_size, bos=tokenizer.bos)
-    documents = iter(_limited(source) if kind is ShardWriter else source.documents())
+    documents = iter(numbered(source) if kind is ShardWriter else source.documents())
     while group := list(islice(documents, 500)):
         for document, ids in zip(group, tokenizer.encode_many([d.text for d in group]), strict=True):
             text = document.text
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1,000 documents and 3 rounds instead of 4,000 and 7")
     args = parser.parse_args()
     documents, rounds = (1000, 3) if args.quick else (4000, 7)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processor time of one thread; two wait for each other, which counts as well
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         corpus(place / "a.jsonl", documents)
