@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -69,9 +70,8 @@ def make_job(model: Config, lr: float, *, seed: int = 0, batch: int = 10, precis
 @torch.no_grad()
 def accuracy(model: nn.Module, test: Rows) -> float:
     """Share of correct answers, in percent."""
-    model.eval()
-    correct = sum(int((model(test.x[i : i + 1000]).argmax(1) == test.y[i : i + 1000]).sum()) for i in range(0, len(test), 1000))
-    model.train()
+    own: Any = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # max-pool is faster so
+    correct = sum(int((own(test.x[i : i + 1000]).argmax(1) == test.y[i : i + 1000]).sum()) for i in range(0, len(test), 1000))
     return 100 * correct / len(test)
 
 
