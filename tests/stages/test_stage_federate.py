@@ -205,3 +205,28 @@ def test_keys_that_are_missing_are_named_with_where_they_come_from(tmp_path: Pat
     assert ended.code == 2 and "server.crt is missing" in ended.err and "tauon federate keys coordinator" in ended.err
     ended = Tauon(capsys)("federate", "join", "127.0.0.1:1", recipe, "--name", "a", "--keys", tmp_path / "none")
     assert ended.code == 2 and "a.key is missing" in ended.err and "tauon federate keys site a" in ended.err
+
+
+CENTRAL = {"clip_norm": 1, "noise_multiplier": 1, "delta": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("federate", "key"),
+    [
+        ({"group": 3}, "federate.group"),
+        ({"group": 3, "strategy": "fedadam"}, "federate.group"),
+        ({"max_norm": 1.0, "secure_aggregation": {}, "weighting": CAP}, "federate.max_norm"),
+        ({"secure_aggregation": {"bound": 4}, "privacy": CENTRAL, "weighting": CAP}, "federate.secure_aggregation.bound"),
+        ({"privacy": CENTRAL | {"contributors": 4}}, "federate.privacy.contributors"),
+        ({"privacy": CENTRAL | {"mode": "local", "colluders": 1}}, "federate.privacy.colluders"),
+        ({"privacy": CENTRAL, "weighting": {"max_gain": 3}}, "federate.weighting.max_gain"),
+        ({"strategy": "median", "weighting": CAP}, "federate.weighting.max_examples"),
+        ({"strategy": "qfedavg", "weighting": {"by": "equal"}}, "federate.weighting.by"),
+        ({"strategy": "krum", "weighting": {"max_gain": 3}}, "federate.weighting.max_gain"),
+    ],
+)
+def test_a_setting_without_effect_is_refused_before_anything_runs(federate: dict[str, Any], key: str) -> None:
+    for place in ({"simulate": {"sites": 5}}, {"sites": 5}):  # a real deployment reads no more than a simulation
+        with pytest.raises(RecipeError) as refused:
+            parse(Recipe, tree("x", federate={"rounds": 1} | federate | place))
+        assert [p.path for p in refused.value.problems] == [key] and "Remove it" in str(refused.value)
