@@ -230,3 +230,31 @@ def test_a_setting_without_effect_is_refused_before_anything_runs(federate: dict
         with pytest.raises(RecipeError) as refused:
             parse(Recipe, tree("x", federate={"rounds": 1} | federate | place))
         assert [p.path for p in refused.value.problems] == [key] and "Remove it" in str(refused.value)
+
+
+def test_the_recipe_of_real_sites_is_simulated_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    federate = {"rounds": 1, "sites": 4, "timeout": "5m", "weighting": CAP, "secure_aggregation": {"first_use": False, "timeout": 30}}
+    recipe = tmp_path / "real.yaml"
+    recipe.write_text(json.dumps(tree("real", federate=federate)))
+    ended = Tauon(capsys)("federate", recipe, "--root", tmp_path, "federate.simulate.compare=false")
+    assert ended.code == 0, ended
+    assert read_json(tmp_path / "real" / "federate.json")["rounds"][0]["good"] == 4
+    assert "name=longer federate.rounds=2" in ended.out  # rounds are its length, not the passes of one
+
+
+def test_commands_of_real_sites_name_what_is_wrong_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("flwr", reason="federated training needs: pip install 'tauon[federated]'")
+    tauon, keys = Tauon(capsys), tmp_path / "keys"
+    plain = text_recipe(tmp_path)
+    for words in (("serve",), ("join", "localhost:9443")):
+        more = () if words == ("serve",) else ("--name", "a")
+        ended = tauon("federate", *words, plain, *more, "--keys", keys)
+        assert ended.code == 2 and "has no section federate" in ended.err
+    recipe = text_recipe(tmp_path, federate={"rounds": 1, "sites": 3})
+    assert "without https://" in tauon("federate", "join", "https://localhost:9443", recipe, "--name", "a", "--keys", keys).err
+    assert "from 1 to 65535" in tauon("federate", "serve", recipe, "--address", "0.0.0.0:94430", "--keys", keys).err
+    assert tauon("federate", "keys", "coordinator", "localhost", "--keys", keys).code == 0
+    ended = tauon("federate", "serve", recipe, "--keys", keys, "--root", tmp_path / "runs")
+    assert ended.code == 8 and "names no site" in ended.err and not (tmp_path / "runs").exists()
+    ended = tauon("federate", "keys", "show", "--keys", keys)
+    assert ended.code == 0 and "ca.crt" in ended.out and "for localhost; ends" in ended.out
