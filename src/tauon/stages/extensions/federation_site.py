@@ -21,6 +21,7 @@ from tauon.federated.protection import Who, protect
 from tauon.federated.secagg import Identity, PinnedKeys, fingerprint
 from tauon.federated.simulation.sites import ClientRows
 from tauon.plan import Derived, Plan
+from tauon.privacy import PrivateGradients
 from tauon.stages.extensions.base import TrainExtension
 from tauon.stages.extensions.federation import common_recipe, freeze_products, identity_of, run_name
 from tauon.stages.unread import refuse_unread
@@ -147,17 +148,19 @@ class SiteTraining(TrainExtension):
         return ClientRows(self.ctx.splits.train, np.arange(len(self.ctx.splits.train))).batches()
 
     def _saved(self, state: SiteState) -> None:
-        """Save a checkpoint after a round, before its answer leaves."""
-        self._save(self.job.step)
+        """Save a checkpoint after a round. It is on disk before the answer leaves, where a site that forgot the round would do harm: use its noise twice, or
+        lose what it keeps (control variates, statistics).
+        """
+        self._save(self.job.step, wait=bool(state.rounds) or isinstance(self.job.functions.make, PrivateGradients))
 
-    def _save(self, step: int, *, again: bool = False) -> None:
+    def _save(self, step: int, *, again: bool = False, wait: bool = False) -> None:
         job, total = self.job, self.job.policy.total_steps
         job.step, job.policy = step, replace(job.policy, total_steps=self.settled.steps)
         if not self.ctx.run.manifest().get("training"):
             refuse_unread(self.ctx.recipe, "train")
             self.ctx.record_training(self.settled)
         assert self.save is not None
-        self.save(job, again=again)
+        self.save(job, again=again, wait=wait)
         job.policy = replace(job.policy, total_steps=total)
 
     def _trained(self, answer: Message) -> None:
