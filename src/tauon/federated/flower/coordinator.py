@@ -164,6 +164,6 @@ def serve(
     read_roster(roster)  # before a port is opened
     with open_link(host, port, certificate, folder / "server.key") as link:
         coordinator = Coordinator(link, roster, certificate, recipe, note)
-        note(f"serving {len(coordinator.expected())} sites on port {link.port} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+        note(f"port {link.port} is open since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; the roster names {len(coordinator.expected())} sites")
         yield coordinator
         coordinator.end()
