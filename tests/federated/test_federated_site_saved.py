@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tauon.artifacts import latest_checkpoint, writer
+from tauon.artifacts import latest_checkpoint
+from tauon.artifacts.checkpoint import write_checkpoint
 from tauon.config import parse
 from tauon.federated import Message
 from tauon.federated.network import JoinAt, network
@@ -28,11 +29,10 @@ def test_a_round_is_on_disk_when_its_answer_leaves(
 ) -> None:
     """Killed after its answer, a private site that had not saved the round would add the same noise to the next one: their difference has none."""
     answered, steps = threading.Event(), list[tuple[int, int]]()
-    write = writer.write_checkpoint
 
     def slow(*args: Any) -> Any:
         answered.wait(1)  # a disk that is slower than the network
-        return write(*args)
+        return write_checkpoint(*args)
 
     def coordinator(address: str, end: Any, **_: Any) -> None:
         session = end.answer(Message("join", nonce="n", fields={"identity": {}})).fields["session"]
@@ -43,7 +43,7 @@ def test_a_round_is_on_disk_when_its_answer_leaves(
         steps.append((end.site.local.job.step, 0 if found is None else found.step))
         answered.set()
 
-    monkeypatch.setattr(writer, "write_checkpoint", slow)
+    monkeypatch.setattr("tauon.artifacts.writer.write_checkpoint", slow)
     monkeypatch.setattr("tauon.federated.flower.join", coordinator)
     tree = {
         "name": "site", "data": {"source": {"kind": "sklearn", "name": "iris"}, "normalize": "none"}, "task": "classification", "model": "logistic",

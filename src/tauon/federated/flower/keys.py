@@ -73,7 +73,7 @@ def _exists(path: Path) -> CertificateError:
 
 
 def _refuse_existing(*paths: Path) -> None:
-    """Raise `CertificateError` if one of the files exists, before any of them is written: a key never lies beside the certificate of another."""
+    """Raise `CertificateError` if one of the files exists, before any of them is written: a key is never next to the certificate of another."""
     for path in paths:
         if path.exists():
             raise _exists(path)
