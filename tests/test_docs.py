@@ -288,9 +288,11 @@ def test_every_key_says_what_it_is() -> None:
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Each `tauon ...` that a page shows: lines of shell blocks, and code in the text."""
+    """Each `tauon ...` that a page shows: lines of shell blocks, with or without a prompt, what a unit of systemd starts, and code in the text."""
     for body in blocks(page, "bash", "console", "sh"):
-        yield from (line.strip() for line in body.splitlines() if line.strip().startswith("tauon "))
+        yield from re.findall(r"^\s*(?:\$ )?(tauon .*?)\s*$", body, re.MULTILINE)
+    for body in blocks(page, "ini"):
+        yield from re.findall(r"^ExecStart=\S*/(tauon .*)$", body, re.MULTILINE)
     text = FENCE.sub("", page.read_text())
     yield from (code for code in re.findall(r"`(tauon [^`]+)`", text) if "VERB" not in code)
 

@@ -308,10 +308,8 @@ def arguments(command: str) -> list[str]:
         return [*said, "--help"]  # a verb is mentioned, without what it works on
     if isinstance(verb, click.Group):
         return [*said, "--help"] if "--help" not in said else said
-    if said[:2] in (["federate", "serve"], ["federate", "join"], ["federate", "spec"], ["federate", "merge"]) or said[1:3] == [
-        "keys",
-        "pin",
-    ]:
+    parties = (["federate", "serve"], ["federate", "join"], ["federate", "spec"], ["federate", "merge"])
+    if said[:2] in parties or said[1:3] in (["keys", "pin"], ["keys", "show"]):
         return [*said, "--help"]  # they need each other, and each other's files: tests/federated plays them
     options = {o for p in verb.params for o in p.opts}
     for pattern, more, _ in CHANGED:

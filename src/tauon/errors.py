@@ -8,7 +8,7 @@
     ├── RunError                    5      the run folder is in use, locked, or of another recipe
     ├── TrainingError               6      training cannot continue (loss is not finite, out of memory)
     ├── MissingExtra                7      an optional library is not installed
-    ├── LaunchError                 8      workers cannot be started (no scheduler, a port taken, another version of Ray)
+    ├── LaunchError                 8      workers cannot be started (no scheduler, a port taken), a site of a federation is not let in
     ├── PrivacyError                9      an audit contradicts the privacy guarantee; a privacy budget is exceeded
     └── Interrupted               130      Ctrl-C or SIGTERM: everything was saved first
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -170,6 +171,17 @@ def test_a_coordinator_without_data_trains_with_the_preprocessing_of_all_sites(p
     assert not (folders[0] / "evaluation.json").exists() and (folders[0] / "report.html").is_file()
     assert all((folder / "evaluation.json").is_file() for folder in folders[1:])
     assert not any("is pinned for the first time" in processes.said(name) for name in NAMES)
+
+
+def test_both_ends_stop_at_the_first_signal_while_they_wait_for_each_other(processes: Processes, place: Path) -> None:
+    address = serve(processes, place, "--wait", "1h")
+    processes.until("coordinator", "waiting for 3 sites")
+    join(processes, place, address, "s0")
+    processes.until("s0", "joined the coordinator")
+    for name, number in (("s0", signal.SIGINT), ("coordinator", signal.SIGTERM)):
+        processes.running[name].send_signal(number)
+        assert processes.end(name, 30) == 130, processes.said(name)[-2000:]
+    assert "left the federation" in processes.said("s0") and "continues from the last checkpoint" in processes.said("coordinator")
 
 
 def test_a_site_may_be_two_processes(processes: Processes, place: Path) -> None:

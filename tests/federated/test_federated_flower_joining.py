@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import ssl
@@ -20,7 +21,7 @@ from federated.test_federated_flower_transport import SiteThread, federation, ke
 from tauon import __version__
 from tauon.errors import Interrupted, LaunchError
 from tauon.federated import Message
-from tauon.federated.flower import CertificateError, Refused, load_site, make_authority, make_server_certificate, make_site_key, serve
+from tauon.federated.flower import CertificateError, Refused, join, load_site, make_authority, make_server_certificate, make_site_key, serve
 from tauon.federated.flower.coordinator import END_TIMEOUT
 from tauon.federated.flower.transport import CONNECT
 
@@ -87,6 +88,19 @@ def test_another_recipe_and_another_version_are_refused_at_both_ends(keys: Path,
         assert f"coordinator has Tauon 0.0.1, this site {__version__}" in ended(site)
 
 
+def test_another_recipe_is_refused_with_the_settings_that_differ(keys: Path) -> None:
+    theirs = json.dumps({"optim": {"lr": 0.1, "kind": "sgd"}, "federate": {"rounds": 20}, "adapt": None})
+    ours = json.dumps({"optim": {"lr": 0.3, "kind": "sgd"}, "federate": {"rounds": 20, "timeout": 60.0}, "adapt": None})
+    with serve("127.0.0.1:0", folder=keys, roster=keys / "roster", recipe=theirs) as coordinator:
+        site = SiteThread(keys, coordinator.port, "a", Adder(1.0), recipe=ours)
+        while site.thread.is_alive():
+            assert coordinator.sites() == []
+            time.sleep(0.02)
+    words = ended(site)
+    assert "optim.lr is 0.1, at this site 0.3" in words and "federate.timeout is not set, at this site 60.0" in words
+    assert "kind" not in words and "rounds" not in words
+
+
 def test_a_coordinator_with_a_certificate_of_another_authority_is_refused(keys: Path, tmp_path: Path) -> None:
     make_authority(tmp_path)
     (tmp_path / "a.key").write_bytes((keys / "a.key").read_bytes())
@@ -99,6 +113,7 @@ def test_a_coordinator_with_a_certificate_of_another_authority_is_refused(keys: 
 def test_a_name_that_is_not_in_the_certificate_is_refused(keys: Path, tmp_path: Path) -> None:
     for name in ("ca.key", "ca.crt"):
         (tmp_path / name).write_bytes((keys / name).read_bytes())
+    (tmp_path / "ca.key").chmod(0o600)
     make_server_certificate(tmp_path, ["fed.example.org"])
     with serve("127.0.0.1:0", folder=tmp_path, roster=keys / "roster") as coordinator:
         assert "not for 127.0.0.1" in ended(SiteThread(keys, coordinator.port, "a", Adder(1.0)))
@@ -107,6 +122,7 @@ def test_a_name_that_is_not_in_the_certificate_is_refused(keys: Path, tmp_path: 
 def test_an_expired_certificate_is_refused_at_both_ends(keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ca.key", "ca.crt"):
         (tmp_path / name).write_bytes((keys / name).read_bytes())
+    (tmp_path / "ca.key").chmod(0o600)
     make_server_certificate(tmp_path, ["127.0.0.1"], days=0)
     with pytest.raises(CertificateError, match="expired on"), serve("127.0.0.1:0", folder=tmp_path, roster=keys / "roster"):
         pass
@@ -247,10 +263,50 @@ def test_a_site_that_cannot_be_imported_is_named(path: str) -> None:
     assert load_site("federated.federation_sites:adder", {"amount": 2.0}).answer(message("add")).kind == "added"
 
 
-@pytest.mark.parametrize("address", ["9443", "localhost", "localhost:port"])
-def test_an_address_without_a_port_is_refused(keys: Path, address: str) -> None:
-    with pytest.raises(LaunchError, match="host:port"), serve(address, folder=keys, roster=keys / "roster"):
+ADDRESSES = [
+    "9443",
+    "localhost",
+    "localhost:port",
+    ":9443",
+    "https://localhost:9443",
+    "localhost:9443/",
+    "::1:9443",
+    "localhost:²",
+    "localhost:99999",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_that_is_none_is_refused_at_both_ends(keys: Path, address: str) -> None:
+    with pytest.raises(LaunchError, match="The address is"), serve(address, folder=keys, roster=keys / "roster"):
         pass
+    with pytest.raises(LaunchError, match="The address is"):
+        join(address, Adder(1.0), key=keys / "a.key", authority=keys / "ca.crt")
+
+
+def test_an_ipv6_address_is_served_and_joined(tmp_path: Path) -> None:
+    make_authority(tmp_path)
+    make_server_certificate(tmp_path, ["::1"])
+    (tmp_path / "roster").write_text(make_site_key(tmp_path, "a") + "\n")
+    try:
+        serving = serve("[::1]:0", folder=tmp_path, roster=tmp_path / "roster")
+        coordinator = serving.__enter__()
+    except LaunchError as err:
+        pytest.skip(f"this machine has no IPv6: {err}")
+    errors: list[BaseException] = []
+
+    def site() -> None:
+        try:
+            join(f"[::1]:{coordinator.port}", Adder(1.0), key=tmp_path / "a.key", authority=tmp_path / "ca.crt")
+        except LaunchError as err:
+            errors.append(err)
+
+    thread = threading.Thread(target=site, daemon=True)
+    thread.start()
+    assert coordinator.wait_for(1, timeout=60) == ["a"]
+    serving.__exit__(None, None, None)
+    thread.join(60)
+    assert not thread.is_alive() and not errors
 
 
 def test_a_port_that_is_taken_is_named(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:

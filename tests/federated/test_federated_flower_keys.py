@@ -13,12 +13,15 @@ import pytest
 from tauon.federated.flower import (
     CertificateError,
     certificate_days,
+    certificate_fingerprint,
     check_certificate,
+    describe_keys,
     load_site_key,
     make_authority,
     make_server_certificate,
     make_site_key,
     read_roster,
+    site_fingerprint,
 )
 
 x509 = pytest.importorskip("cryptography.x509", reason="keys need: pip install 'tauon[federated]'")
@@ -123,3 +126,80 @@ def test_a_site_key_that_is_none_is_refused(folder: Path, tmp_path: Path, name: 
         path.chmod(0o600)
     with pytest.raises(CertificateError):
         load_site_key(path)
+
+
+def test_fingerprints_are_those_of_openssl_and_ssh_keygen(folder: Path, tmp_path: Path) -> None:
+    printed = subprocess.run(
+        ["openssl", "x509", "-in", str(folder / "ca.crt"), "-noout", "-fingerprint", "-sha256"], capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.strip().rpartition("=")[2] == certificate_fingerprint(folder / "ca.crt")
+    line = make_site_key(tmp_path, "hospital-a")
+    (tmp_path / "bare").write_text(line.partition(" ")[2] + "\n")
+    printed = subprocess.run(["ssh-keygen", "-lf", str(tmp_path / "bare")], capture_output=True, text=True, check=True)
+    assert printed.stdout.split()[1] == site_fingerprint(line)
+    (tmp_path / "roster").write_text(f"# ours\n{line}\n")
+    assert dict(describe_keys(tmp_path)) == {"hospital-a.pub": site_fingerprint(line), "roster: hospital-a": site_fingerprint(line)}
+    shown = dict(describe_keys(folder))
+    assert certificate_fingerprint(folder / "ca.crt") in shown["ca.crt"] and "in 3650 days" in shown["ca.crt"]
+    assert "for fed.example.org, 10.0.0.1; ends" in shown["server.crt"]
+
+
+def test_a_certificate_is_renewed_only_by_the_authority_that_sites_have(folder: Path, tmp_path: Path) -> None:
+    """With `ca.key` offline, no new authority is made in passing, whose certificates no site would accept."""
+    make_authority(tmp_path)
+    (tmp_path / "ca.key").rename(tmp_path / "offline.key")
+    with pytest.raises(CertificateError, match="Copy the key back"):
+        make_authority(tmp_path)
+    assert not (tmp_path / "ca.key").exists()
+    (tmp_path / "ca.key").write_bytes((folder / "ca.key").read_bytes())
+    with pytest.raises(CertificateError, match="chmod 600"):
+        make_server_certificate(tmp_path, ["a"])
+    (tmp_path / "ca.key").chmod(0o600)
+    with pytest.raises(CertificateError, match=r"is not the key of .*ca\.crt"):
+        make_server_certificate(tmp_path, ["a"])
+    (tmp_path / "offline.key").rename(tmp_path / "ca.key")
+    assert make_server_certificate(tmp_path, ["a"]).exists()
+
+
+@pytest.mark.parametrize("host", ["https://fed.example.org", "fed.example.org:9443", "", "fed example", "hôpital.fr", "[fed]", "a..b"])
+def test_what_is_no_host_is_refused_before_anything_is_written(tmp_path: Path, host: str) -> None:
+    make_authority(tmp_path)
+    with pytest.raises(CertificateError, match="name or the address of a machine"):
+        make_server_certificate(tmp_path, ["fed.example.org", host])
+    assert not (tmp_path / "server.key").exists()
+
+
+def test_an_address_in_brackets_is_an_address(tmp_path: Path) -> None:
+    make_authority(tmp_path)
+    path = make_server_certificate(tmp_path, ["[::1]", "fe80::2", "*.example.org"])
+    names = x509.load_pem_x509_certificate(path.read_bytes()).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.IPAddress) == [ipaddress.ip_address("::1"), ipaddress.ip_address("fe80::2")]
+    assert names.get_values_for_type(x509.DNSName) == ["*.example.org"]
+
+
+def test_no_key_is_written_beside_what_belongs_to_an_earlier_one(tmp_path: Path) -> None:
+    """A half-made pair would need a second move, and lie there as if it were one."""
+    make_authority(tmp_path)
+    make_server_certificate(tmp_path, ["a"])
+    (tmp_path / "server.key").unlink()
+    with pytest.raises(CertificateError, match=r"server\.crt exists"):
+        make_server_certificate(tmp_path, ["a"])
+    make_site_key(tmp_path, "hospital-a")
+    (tmp_path / "hospital-a.key").unlink()
+    with pytest.raises(CertificateError, match=r"hospital-a\.pub exists"):
+        make_site_key(tmp_path, "hospital-a")
+    assert not (tmp_path / "server.key").exists() and not (tmp_path / "hospital-a.key").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CertificateError, match="cannot be written"):
+        make_site_key(tmp_path / "file" / "keys", "hospital-a")
+
+
+def test_what_an_expired_certificate_is_replaced_with_is_said(folder: Path) -> None:
+    later = datetime.now(UTC) + timedelta(days=4000)
+    with pytest.raises(CertificateError, match="tauon federate keys coordinator HOST --keys"):
+        check_certificate(folder / "server.crt", now=later)
+    with pytest.raises(CertificateError, match="new authority"):
+        check_certificate(folder / "ca.crt", now=later)

@@ -205,3 +205,56 @@ def test_keys_that_are_missing_are_named_with_where_they_come_from(tmp_path: Pat
     assert ended.code == 2 and "server.crt is missing" in ended.err and "tauon federate keys coordinator" in ended.err
     ended = Tauon(capsys)("federate", "join", "127.0.0.1:1", recipe, "--name", "a", "--keys", tmp_path / "none")
     assert ended.code == 2 and "a.key is missing" in ended.err and "tauon federate keys site a" in ended.err
+
+
+CENTRAL = {"clip_norm": 1, "noise_multiplier": 1, "delta": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("federate", "key"),
+    [
+        ({"group": 3}, "federate.group"),
+        ({"group": 3, "strategy": "fedadam"}, "federate.group"),
+        ({"max_norm": 1.0, "secure_aggregation": {}, "weighting": CAP}, "federate.max_norm"),
+        ({"secure_aggregation": {"bound": 4}, "privacy": CENTRAL, "weighting": CAP}, "federate.secure_aggregation.bound"),
+        ({"privacy": CENTRAL | {"contributors": 4}}, "federate.privacy.contributors"),
+        ({"privacy": CENTRAL | {"mode": "local", "colluders": 1}}, "federate.privacy.colluders"),
+        ({"privacy": CENTRAL, "weighting": {"max_gain": 3}}, "federate.weighting.max_gain"),
+        ({"strategy": "median", "weighting": CAP}, "federate.weighting.max_examples"),
+        ({"strategy": "qfedavg", "weighting": {"by": "equal"}}, "federate.weighting.by"),
+        ({"strategy": "krum", "weighting": {"max_gain": 3}}, "federate.weighting.max_gain"),
+    ],
+)
+def test_a_setting_without_effect_is_refused_before_anything_runs(federate: dict[str, Any], key: str) -> None:
+    for place in ({"simulate": {"sites": 5}}, {"sites": 5}):  # a real deployment reads no more than a simulation
+        with pytest.raises(RecipeError) as refused:
+            parse(Recipe, tree("x", federate={"rounds": 1} | federate | place))
+        assert [p.path for p in refused.value.problems] == [key] and "Remove it" in str(refused.value)
+
+
+def test_the_recipe_of_real_sites_is_simulated_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    federate = {"rounds": 1, "sites": 4, "timeout": "5m", "weighting": CAP, "secure_aggregation": {"first_use": False, "timeout": 30}}
+    recipe = tmp_path / "real.yaml"
+    recipe.write_text(json.dumps(tree("real", federate=federate)))
+    ended = Tauon(capsys)("federate", recipe, "--root", tmp_path, "federate.simulate.compare=false")
+    assert ended.code == 0, ended
+    assert read_json(tmp_path / "real" / "federate.json")["rounds"][0]["good"] == 4
+    assert "name=longer federate.rounds=2" in ended.out  # rounds are its length, not the passes of one
+
+
+def test_commands_of_real_sites_name_what_is_wrong_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("flwr", reason="federated training needs: pip install 'tauon[federated]'")
+    tauon, keys = Tauon(capsys), tmp_path / "keys"
+    plain = text_recipe(tmp_path)
+    for words in (("serve",), ("join", "localhost:9443")):
+        more = () if words == ("serve",) else ("--name", "a")
+        ended = tauon("federate", *words, plain, *more, "--keys", keys)
+        assert ended.code == 2 and "has no section federate" in ended.err
+    recipe = text_recipe(tmp_path, federate={"rounds": 1, "sites": 3})
+    assert "without https://" in tauon("federate", "join", "https://localhost:9443", recipe, "--name", "a", "--keys", keys).err
+    assert "from 1 to 65535" in tauon("federate", "serve", recipe, "--address", "0.0.0.0:94430", "--keys", keys).err
+    assert tauon("federate", "keys", "coordinator", "localhost", "--keys", keys).code == 0
+    ended = tauon("federate", "serve", recipe, "--keys", keys, "--root", tmp_path / "runs")
+    assert ended.code == 8 and "names no site" in ended.err and not (tmp_path / "runs").exists()
+    ended = tauon("federate", "keys", "show", "--keys", keys)
+    assert ended.code == 0 and "ca.crt" in ended.out and "for localhost; ends" in ended.out

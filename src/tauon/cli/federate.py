@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tauon.cli.quantities import time_in_seconds
-from tauon.cli.run import Request, fresh_option, recipe_arguments, run_verb
+from tauon.cli.run import Request, fresh_option, place_of_run, recipe_arguments, run_verb
 from tauon.cli.show import pick_show
 
 __all__ = ["federate_command"]
@@ -65,7 +65,11 @@ def federate_command() -> None:
 
 @federate_command.command("simulate")
 @recipe_arguments
-@click.option("--simulate", type=click.IntRange(1), help="Number of sites to simulate on this machine. Default: those of the recipe, or 3.")
+@click.option(
+    "--simulate",
+    type=click.IntRange(1),
+    help="Number of sites to simulate on this machine. Default: federate.simulate.sites or federate.sites of the recipe, or 3.",
+)
 @click.option("--rounds", type=click.IntRange(1), help="Rounds. Default: those of the recipe, or 10.")
 @fresh_option
 def simulate_command(
@@ -84,8 +88,10 @@ def _defaults(recipe: str, assignments: tuple[str, ...]) -> list[str]:
     from tauon.recipe import load_recipe
 
     tree: Any = load_recipe(recipe, [a for a in assignments if not a.startswith("federate.")])
-    simulated = [] if any(a.startswith("federate.simulate") for a in assignments) else [f"federate.simulate.sites={DEFAULTS['sites']}"]
     federate = getattr(tree, "federate", None)
+    sites = DEFAULTS["sites"] if federate is None else federate.raw_value("sites") or DEFAULTS["sites"]
+    said = ("federate.simulate=", "federate.simulate.sites=")
+    simulated = [] if any(a.startswith(said) for a in assignments) else [f"federate.simulate.sites={sites}"]
     if federate is not None:
         return [] if federate.raw_value("simulate") is not None else simulated
     found = (
@@ -114,7 +120,8 @@ KEYS = click.option(
 @click.option(
     "--wait-for", "sites", type=click.IntRange(1), help="Sites that must have joined before the first round. Default: federate.sites."
 )
-@click.option("--wait", default="1h", show_default=True, help="Time to wait for them.")
+@click.option("--wait", default="1h", show_default=True, help="Time to wait for them: 90s, 30m, 2h.")
+@fresh_option
 @click.option(
     "--spec",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -122,30 +129,34 @@ KEYS = click.option(
 )
 def serve_command(
     recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, address: str, keys: Path, sites: int | None,
-    wait: str, spec: Path | None,
+    wait: str, spec: Path | None, fresh: bool,
 ) -> None:  # fmt: skip
     """Be the coordinator of RECIPE: serve the sites of the roster until all rounds are done. Killed and started again, it continues.
 
     The recipe's data are the coordinator's own, of the same form as the sites': the model is validated and evaluated on them, never trained. With
     --spec it needs none: the recipe's data are not read, and only the sites measure the model.
     """
-    from tauon.errors import RecipeError
-    from tauon.federated.network import ServeAt, network
-    from tauon.recipe import load_recipe
+    from tauon.federated.flower import check_certificate, load_flower, read_roster
+    from tauon.federated.network import ServeAt, network, parse_address
 
-    tree: Any = load_recipe(recipe, assignments)
-    federate = getattr(tree, "federate", None)
-    if federate is None:
-        raise RecipeError(f"{recipe} has no section federate: add federate.rounds=20, and give every site the same recipe.")
-    wanted = sites or federate.raw_value("sites")
+    parse_address(address, listen=True)
+    tree = _federated(recipe, assignments)
+    wanted = sites or tree.federate.raw_value("sites")
     if wanted is None:
         raise click.UsageError("say how many sites to wait for: --wait-for 3, or federate.sites in the recipe")
     _refuse_missing(keys / "server.crt", "tauon federate keys coordinator HOST")
+    load_flower()
+    check_certificate(keys / "server.crt")
+    if len(expected := read_roster(keys / "roster")) < wanted:
+        click.echo(
+            f"{keys / 'roster'} names {len(expected)} sites, fewer than the {wanted} that are waited for: add the others' lines", err=True
+        )
+    _say_if_done(recipe, tree.name, root, assignments, fresh)
     end = ServeAt(address, keys, wanted, time_in_seconds(wait, "--wait"))
     given = (*assignments, "federate.simulate=null", *(() if spec is None else (f"data.spec={spec.resolve()}", "data.rows=false")))
     stages = None if spec is None else ("prepare", "train", "federate", "report")
     with network(end):
-        run_verb(Request(recipe, given, root), pick_show(quiet, as_json), verb="federate", stages=stages)
+        run_verb(Request(recipe, given, root, fresh), pick_show(quiet, as_json), verb="federate", stages=stages)
 
 
 @federate_command.command("join")
@@ -160,46 +171,79 @@ def serve_command(
     help="Apply the preprocessing of this file, which all sites have, instead of fitting it.",
 )
 @click.option("--on", metavar="PLACE", help="Train with several processes: local:2 starts two here. Default: one process.")
+@fresh_option
 def join_command(
     address: str, recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, name: str, data: Path | None,
-    keys: Path, spec: Path | None, on: str | None,
+    keys: Path, spec: Path | None, on: str | None, fresh: bool,
 ) -> None:  # fmt: skip
     """Take part in the federation at ADDRESS (host:port) with this site's data, until the coordinator ends it.
 
     RECIPE is the coordinator's; only its data are the site's own. The rows stay here. At the end, the run's folder has the federated model.
     """
-    from tauon.federated.network import JoinAt, network
+    from tauon.federated.flower import load_flower
+    from tauon.federated.network import JoinAt, network, parse_address
 
+    parse_address(address)
+    tree = _federated(recipe, assignments)
     _refuse_missing(keys / f"{name}.key", f"tauon federate keys site {name}")
     _refuse_missing(keys / "ca.crt", "the coordinator's ca.crt, copied here")
+    load_flower()
+    _say_if_done(recipe, tree.name, root, assignments, fresh)
     given = [*assignments, "federate.simulate=null", *([f"data.source.path={data}"] if data is not None else [])]
     given += [f"data.spec={spec.resolve()}"] if spec is not None else []
-    if on is not None and _joined_elsewhere(recipe, given, root, ("--name", name, "--keys", str(keys.resolve())), address, on):
+    if on is not None and _joined_elsewhere(
+        Request(recipe, tuple(given), root, fresh), ("--name", name, "--keys", str(keys.resolve())), address, on
+    ):
         return
     with network(JoinAt(address, name, keys)):
         run_verb(
-            Request(recipe, tuple(given), root),
+            Request(recipe, tuple(given), root, fresh),
             pick_show(quiet, as_json),
             verb="federate",
             stages=("prepare", "train", "evaluate", "report"),
         )
 
 
-def _joined_elsewhere(recipe: str, given: list[str], root: Path | None, words: tuple[str, ...], address: str, on: str) -> bool:
+def _federated(recipe: str, assignments: tuple[str, ...]) -> Any:
+    """Return the recipe. Raises `RecipeError` if it is not federated."""
+    from tauon.errors import RecipeError
+    from tauon.recipe import load_recipe
+
+    tree: Any = load_recipe(recipe, assignments)
+    if getattr(tree, "federate", None) is None:
+        raise RecipeError(f"{recipe} has no section federate: add federate.rounds=20, and give every site the same recipe.")
+    return tree
+
+
+def _say_if_done(recipe: str, name: str, root: Path | None, assignments: tuple[str, ...], fresh: bool) -> None:
+    """Say that a run has ended, so that it takes part in nothing any more."""
+    from tauon.artifacts import RunFolder
+
+    folder = place_of_run(recipe, name, root, assignments)
+    if not fresh and folder.is_dir() and RunFolder(folder).stage("train") is not None:
+        click.echo(f"{folder} has done all its rounds. To train again, with all sites: --fresh, or another name (name=...)", err=True)
+
+
+def _joined_elsewhere(request: Request, words: tuple[str, ...], address: str, on: str) -> bool:
     """Start the processes of a site; each runs this command without --on. Return False for one process, here."""
     import sys
 
-    from tauon.cli.run import place_of_run
+    from tauon.artifacts import RunFolder
     from tauon.errors import RunError
     from tauon.launch import Here, Job, Local, launch
     from tauon.recipe import load_recipe, to_yaml
+    from tauon.stages.context import null_callback
+    from tauon.stages.extensions import set_aside
 
-    tree = load_recipe(recipe, given, on=on)
+    tree = load_recipe(request.recipe, request.assignments, on=on)
     if isinstance(tree.launch, Here):
         return False
     if not isinstance(tree.launch, Local):
         raise RunError(f"--on {on}: the processes of a site are started on its machine only. Use local:2, for example.")
-    folder = place_of_run(recipe, tree.name, root, given)
+    folder = place_of_run(request.recipe, tree.name, request.root, request.assignments)
+    if request.fresh and folder.exists():  # once, here: each process would do it again
+        with RunFolder.open(folder) as record:
+            set_aside(record, null_callback)
     job = Job(tree.name, "federate", to_yaml(tree), folder.parent, device=tree.train.raw_value("device"))
     command = (
         sys.executable,
@@ -252,19 +296,23 @@ def merge_command(specs: tuple[Path, ...], out: Path) -> None:
 
 @federate_command.group("keys")
 def keys_command() -> None:
-    """Make keys and certificates: once at the coordinator, once at each site."""
+    """Make keys and certificates: once at the coordinator, once at each site. Show and compare them."""
 
 
 @keys_command.command("coordinator")
 @click.argument("hosts", nargs=-1, required=True)
 @KEYS
 def keys_coordinator_command(hosts: tuple[str, ...], keys: Path) -> None:
-    """Make the authority and the coordinator's certificate for HOSTS, the names and addresses under which sites reach it."""
-    from tauon.federated.flower import make_authority, make_server_certificate
+    """Make the authority, once, and the coordinator's certificate for HOSTS, the names and addresses under which sites reach it.
+
+    Nothing is overwritten. To renew the certificate, move server.key and server.crt away, put ca.key back, and call this again with the same HOSTS.
+    """
+    from tauon.federated.flower import certificate_fingerprint, make_authority, make_server_certificate
 
     if not (keys / "ca.key").exists():
         make_authority(keys)
         click.echo(f"wrote {keys / 'ca.key'} (keep it offline) and {keys / 'ca.crt'} (for every site)")
+        click.echo(f"fingerprint of ca.crt, for the sites: {certificate_fingerprint(keys / 'ca.crt')}")
     make_server_certificate(keys, list(hosts))
     (keys / "roster").touch()
     click.echo(f"wrote {keys / 'server.key'} and {keys / 'server.crt'} for {', '.join(hosts)}")
@@ -276,17 +324,37 @@ def keys_coordinator_command(hosts: tuple[str, ...], keys: Path) -> None:
 @KEYS
 def keys_site_command(name: str, keys: Path) -> None:
     """Make the key of the site NAME, and print the line for the coordinator's roster."""
-    from tauon.federated.flower import make_site_key
+    from tauon.federated.flower import make_site_key, site_fingerprint
     from tauon.federated.secagg import Identity, fingerprint
 
     line = make_site_key(keys, name)
     identity = Identity.of(keys / f"{name}.identity")
     click.echo(line)
     click.echo(
-        f"wrote {keys / name}.key, {name}.pub and {name}.identity; fingerprint for secure aggregation: {fingerprint(identity.public)}\n"
+        f"wrote {keys / name}.key, {name}.pub and {name}.identity\n"
+        f"fingerprint of the line above, for the coordinator: {site_fingerprint(line)}\n"
+        f"fingerprint for secure aggregation, for the other sites: {fingerprint(identity.public)}\n"
         f"the other sites may pin it beforehand: tauon federate keys pin {name}={identity.public.hex()}",
         err=True,
     )
+
+
+@keys_command.command("show")
+@KEYS
+def keys_show_command(keys: Path) -> None:
+    """Show what is in the folder of keys: fingerprints for comparing over the telephone, names and ends of certificates. No secret is shown."""
+    from tauon.federated.flower import describe_keys
+    from tauon.federated.secagg import Identity, PinnedKeys, fingerprint
+
+    found = describe_keys(keys)
+    found += [(path.name, f"secure aggregation: {fingerprint(Identity.of(path).public)}") for path in sorted(keys.glob("*.identity"))]
+    pinned = PinnedKeys(path=keys / "pinned.json")
+    found += [(f"pinned: {name}", f"secure aggregation: {fingerprint(pinned[name])}") for name in sorted(pinned)]
+    if not found:
+        raise click.UsageError(f"{keys} has no keys. Make some: tauon federate keys coordinator --help, tauon federate keys site --help")
+    width = max(len(name) for name, _ in found)
+    for name, about in found:
+        click.echo(f"{name:{width}}  {about}")
 
 
 @keys_command.command("pin")

@@ -30,10 +30,13 @@ def next_steps(run: RunFolder, *, trained: bool, whole: bool) -> Iterator[tuple[
     from tauon.recipe import load_recipe
 
     recipe, folder = load_recipe(run.folder), shown_path(run.folder)
-    if whole:
+    if has_real_sites(recipe):  # only `tauon federate serve` and `join` train it
+        if recipe.data.raw_value("rows") and not (run.folder / "evaluation.json").exists():
+            yield f"tauon evaluate {folder}", "evaluate it"
+    elif whole:
         yield f"tauon run {folder}", "run it again: stages that are done are skipped"
         longer = longer_training(recipe)
-        if longer and recipe.privacy is None:  # a second private run would be charged to the data set
+        if longer and not is_private(recipe):  # a second private run would be charged to the data set
             yield (
                 f"tauon run {folder} name={free_name(run)} {longer}",
                 "change a setting: here train twice as long; also optim.lr, model.layers",
@@ -48,9 +51,23 @@ def next_steps(run: RunFolder, *, trained: bool, whole: bool) -> Iterator[tuple[
     yield with_root("tauon runs list", run.folder.parent), "list the runs"
 
 
+def has_real_sites(recipe: Recipe) -> bool:
+    """Return whether a run was trained at the sites of a federation that are not simulated."""
+    federate = recipe.__dict__.get("federate")
+    return federate is not None and federate.raw_value("simulate") is None
+
+
+def is_private(recipe: Recipe) -> bool:
+    """Return whether a training is charged to a privacy budget."""
+    federate = recipe.__dict__.get("federate")
+    return recipe.privacy is not None or (federate is not None and federate.raw_value("privacy") is not None)
+
+
 def longer_training(recipe: Recipe) -> str:
     """Return the assignment that doubles the training; "" if the recipe sets no length that can be doubled."""
-    train = recipe.train
+    train, federate = recipe.train, recipe.__dict__.get("federate")
+    if federate is not None:
+        return f"federate.rounds={2 * federate.raw_value('rounds')}"
     for name, value in (("steps", train.raw_value("steps")), ("epochs", train.raw_value("epochs")), ("tokens", train.raw_value("tokens"))):
         if value is not None:
             return f"train.{name}={2 * value:g}" if isinstance(value, float) else f"train.{name}={2 * value}"

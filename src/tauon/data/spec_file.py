@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tauon.artifacts import atomic_write
 from tauon.config import count_as_read
 from tauon.data.arrays import Normalizer
 from tauon.data.columns import Encoder
@@ -47,7 +48,7 @@ KINDS = ("arrays", "table")
 def write_spec(path: Path | str, spec: DataSpec, preprocess: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> None:
     """Write the file. `more`: values of one place, which `tauon federate spec --merge` reads and does not pass on."""
     record = {"format": FORMAT, "spec": asdict(spec), "preprocess": dict(preprocess)} | dict(more or {})
-    Path(path).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    atomic_write(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def read_spec(path: Path | str, *, kind: str | None = None) -> tuple[DataSpec, dict[str, Any], dict[str, Any]]:

@@ -45,7 +45,7 @@ class SecureAggregationConfig(Config):
     """Time for each stage in which keys and shares are exchanged."""
     first_use: bool = True
     """Sites pin the identity keys that the coordinator brings when they first join: compare the fingerprints. false: only keys that are in the site's
-    folder already."""
+    folder already. Simulated sites know each other's keys."""
 
 
 class AdaptiveClipConfig(Config):
@@ -94,6 +94,10 @@ class UpdatePrivacyConfig(Config):
     """`distributed`: sites that may work with the coordinator."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        if self.raw_value("mode") != "distributed":
+            for name in ("contributors", "colluders"):
+                if self.raw_value(name):
+                    yield name, f"counts on the shares of noise of mode distributed, but the mode is {self.raw_value('mode')}. Remove it."
         given = [k for k in ("target_epsilon", "noise_multiplier") if self.raw_value(k) is not None]
         if len(given) != 1:
             yield "target_epsilon", f"set exactly one of target_epsilon and noise_multiplier, got {' and '.join(given) or 'none'}"
@@ -109,7 +113,8 @@ class FederateConfig(Config):
     strategy: StrategyConfig = FedAvg()
     """How the updates are combined: fedavg, fedprox, fedadam, fedyogi, fedavgm, scaffold, fedbn, krum, trimmed-mean, median, qfedavg."""
     sites: Count | None = Field(None, ge=1)
-    """Real sites that may take part, the same number everywhere. Needed for `privacy` of updates; also what the coordinator waits for. Not of a simulation."""
+    """Real sites that may take part, the same number everywhere. Needed for `secure_aggregation` and `privacy` of updates; also what the coordinator waits
+    for, and how many `tauon federate RECIPE` simulates."""
     fraction: Fraction = Field(1.0, gt=0, le=1)
     """Share of the sites that is sampled for a round."""
     min_answers: Count = Field(1, ge=1)
@@ -117,15 +122,15 @@ class FederateConfig(Config):
     attempts: Count = Field(5, ge=1)
     """Attempts of a round before training stops with an error."""
     timeout: Duration = Field(600.0, gt=0)
-    """Time until the answers of a round are counted; later ones are thrown away."""
+    """Time until the answers of a round are counted; later ones are thrown away. Simulated sites have as long as they need."""
     optimizer: Literal["fresh", "kept"] = "fresh"
     """Whether the state of a site's optimizer starts from zero in each round, or is kept at the site."""
     group: Count | None = Field(None, ge=1)
-    """For strategies that compare updates: compare the sums of groups of at least this many sites instead of single updates."""
+    """For strategies that compare updates (krum, trimmed-mean, median): compare the sums of groups of at least this many sites instead of single updates."""
     weighting: WeightingConfig = WeightingConfig()
     """How much each site counts."""
     max_norm: float | None = Field(None, gt=0)
-    """An update with a larger L2 norm is refused. Left out: not limited."""
+    """An update with a larger L2 norm is refused. Not with `secure_aggregation`. Left out: not limited."""
     secure_aggregation: SecureAggregationConfig | None = None
     """Hide single updates from the coordinator: {}. Needs `weighting.max_examples`, or `weighting.by: equal`. Left out: it sees each update."""
     privacy: UpdatePrivacyConfig | None = None
@@ -140,6 +145,29 @@ class FederateConfig(Config):
         privacy, secure, simulate = (self.raw_value(k) for k in ("privacy", "secure_aggregation", "simulate"))
         if privacy is not None and privacy.raw_value("mode") == "distributed" and secure is None:
             yield "privacy.mode", "is distributed, whose shares of noise protect only a secure sum. Add secure_aggregation: {}."
+        if self.raw_value("group") is not None and not strategy.single_updates:
+            message = (
+                f"has no effect with {strategy.kind_}, which takes one sum over all sites. Remove it, or use krum, trimmed-mean or median."
+            )
+            yield "group", message
+        yield from self._weights_without_effect()
+        if secure is not None and self.raw_value("max_norm") is not None:
+            yield (
+                "max_norm",
+                "is checked on single updates, which secure aggregation hides. Remove it; secure_aggregation.bound limits each number.",
+            )
+        if secure is not None and privacy is not None and "bound" in secure.model_fields_set:
+            yield "secure_aggregation.bound", "has no effect with privacy, whose clip_norm bounds the updates. Remove it."
         if simulate is not None and simulate.raw_value("compare") is True and simulate.raw_value("sites") > 20:
             message = f"would train {simulate.raw_value('sites')} more models, one for each site. Use at most 20 sites, or remove it."
             yield "simulate.compare", message
+
+    def _weights_without_effect(self) -> Iterator[tuple[str, str]]:
+        strategy, privacy, group = (self.raw_value(k) for k in ("strategy", "privacy", "group"))
+        given = self.raw_value("weighting").model_fields_set
+        if not strategy.weighted and group is None:
+            for name in sorted(given):
+                yield f"weighting.{name}", f"has no effect with {strategy.kind_}, in which every site counts alike. Remove it."
+        elif "max_gain" in given and (strategy.single_updates or privacy is not None):
+            why = "privacy, whose sum is divided by a fixed number" if privacy is not None else f"{strategy.kind_}, which compares updates"
+            yield "weighting.max_gain", f"has no effect with {why}. Remove it."

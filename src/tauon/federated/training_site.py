@@ -28,6 +28,14 @@ POLL = 0.02
 """Seconds between two looks for a message of the site's first process."""
 
 
+WAYS_OUT = {
+    "schema": "shapes, classes or columns of the data differ. Compare what `tauon federate spec` writes at both, or give both the same --spec",
+    "preprocessing": "it was fitted to other data. Use normalize: unit, bounds or none and a tokenizer in a file, or give both the same --spec",
+    "version": "install the same",
+}
+"""What to do where coordinator and site differ, by the name of what differs."""
+
+
 def check_identity(ours: Mapping[str, str], theirs: Mapping[str, Any], *, who: str) -> None:
     """Raise `MessageError` if two parties do not train the same: version, recipe, schema, normalising statistics, frozen weights, by name.
 
@@ -35,7 +43,8 @@ def check_identity(ours: Mapping[str, str], theirs: Mapping[str, Any], *, who: s
     """
     for name, value in ours.items():
         if name in theirs and theirs[name] != value:
-            raise MessageError(f"{who} has {name} {str(theirs[name])[:16]}, ours is {value[:16]}: both sides must have the same")
+            why = WAYS_OUT.get(name, "both sides must have the same")
+            raise MessageError(f"{who} has {name} {str(theirs[name])[:16]}, ours is {value[:16]}: {why}")
 
 
 class TrainingSite:

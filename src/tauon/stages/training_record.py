@@ -202,13 +202,17 @@ class TrainingRecord:
                 batch = replace(batch, weights=weights)
             yield batch
 
-    def save(self, job: TrainJob, *, again: bool = False) -> None:
-        """Save a checkpoint of this step in the background; a second call at the same step does nothing, unless the weights are others (`again`)."""
+    def save(self, job: TrainJob, *, again: bool = False, wait: bool = False) -> None:
+        """Save a checkpoint of this step in the background; a second call at the same step does nothing, unless the weights are others (`again`).
+        `wait`: return when it is on disk, and raise if it could not be written.
+        """
         if self.saved == job.step and not again:
             return
         groups, state = job_state(job)
         state = state | self.checkpoints.metadata | {"precision": job.policy.precision.name}
         self.writer.save(job.step, groups, self.checkpoints.filter_state(job.step, state))
+        if wait:
+            self.writer.wait()
         self.saved = job.step
         self.events.log("checkpoint", step=job.step)
         self.on_event("checkpoint", step=job.step)

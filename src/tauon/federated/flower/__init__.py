@@ -18,12 +18,15 @@ from tauon.federated.flower.engine import load_flower
 from tauon.federated.flower.keys import (
     CertificateError,
     certificate_days,
+    certificate_fingerprint,
     check_certificate,
+    describe_keys,
     load_site_key,
     make_authority,
     make_server_certificate,
     make_site_key,
     read_roster,
+    site_fingerprint,
 )
 from tauon.federated.flower.node import Refused
 from tauon.federated.flower.site import Answerer, join, load_site, site_app
@@ -36,7 +39,9 @@ __all__ = [
     "FlowerTransport",
     "Refused",
     "certificate_days",
+    "certificate_fingerprint",
     "check_certificate",
+    "describe_keys",
     "join",
     "load_flower",
     "load_site",
@@ -47,4 +52,5 @@ __all__ = [
     "read_roster",
     "serve",
     "site_app",
+    "site_fingerprint",
 ]

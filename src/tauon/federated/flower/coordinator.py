@@ -12,11 +12,12 @@ from pathlib import Path
 
 from tauon.errors import LaunchError
 from tauon.federated.flower.grid import local_grid
-from tauon.federated.flower.keys import CertificateError, check_certificate, names_by_key, read_roster
+from tauon.federated.flower.keys import CertificateError, check_certificate, names_by_key, read_roster, refuse_readable
 from tauon.federated.flower.link import SuperLink, open_link
 from tauon.federated.flower.site import greeting
 from tauon.federated.flower.transport import END, FlowerTransport
 from tauon.federated.messages import Failure, Message
+from tauon.federated.network import Trouble, parse_address
 
 __all__ = ["Coordinator", "serve"]
 
@@ -37,7 +38,7 @@ class Coordinator:
         link: the SuperLink of this process.
         roster: file with the sites that may join.
         certificate: the coordinator's certificate; its key is beside it.
-        recipe: hash of the recipe; sites with another one are refused. "" does not compare.
+        recipe: what sites must have in common (`join`): a hash, or JSON; sites with another one are refused. "" does not compare.
         note: called with what is worth a line in the log.
     """
 
@@ -105,7 +106,7 @@ class Coordinator:
                 self._read_roster()
             except CertificateError as err:
                 self._roster_stamp = _stamp(self.roster)
-                self.note(f"the roster was changed but cannot be used, and the earlier one stays: {err}")
+                self.note(Trouble(f"the roster was changed but cannot be used, and the earlier one stays: {err}"))
         key = self.certificate.with_suffix(".key")
         if _stamp(self.certificate) != self._certificate_stamp and self.link.tls is not None:
             self._certificate_stamp = _stamp(self.certificate)
@@ -113,13 +114,13 @@ class Coordinator:
                 self.link.tls.load_cert_chain(self.certificate, key)
                 self.note(f"{self.certificate} was renewed")
             except OSError as err:
-                self.note(f"{self.certificate} was changed but cannot be used, and the earlier one stays: {err}")
+                self.note(Trouble(f"{self.certificate} was changed but cannot be used, and the earlier one stays: {err}"))
         if time.monotonic() - self._watched > WATCH_EVERY:
             self._watched = time.monotonic()
             try:
                 check_certificate(self.certificate, note=self.note)
             except CertificateError as err:
-                self.note(f"sites cannot connect again: {err}")
+                self.note(Trouble(f"sites cannot connect again: {err}"))
 
     def _read_roster(self) -> None:
         self._roster_stamp = _stamp(self.roster)
@@ -148,7 +149,7 @@ def serve(
         address: `host:port` to listen on: `0.0.0.0:9443`; port 0 takes a free one (`Coordinator.port`).
         folder: where `server.crt` and `server.key` are, from `make_server_certificate`.
         roster: file with the sites that may join, one line of each site's `.pub` file.
-        recipe: hash of the recipe; sites with another one are refused. "" does not compare.
+        recipe: what sites must have in common (`join`): a hash, or JSON; sites with another one are refused. "" does not compare.
         note: called with what is worth a line in the log.
 
     Raises:
@@ -156,14 +157,13 @@ def serve(
         LaunchError: the port cannot be used.
     """
     note = note or log.info
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit():
-        raise LaunchError(f"An address is host:port, such as 0.0.0.0:9443; got {address!r}")
+    host, port = parse_address(address, listen=True)
     certificate = folder / "server.crt"
     check_certificate(certificate, note=note)
+    refuse_readable(folder / "server.key")
     read_roster(roster)  # before a port is opened
-    with open_link(host.strip("[]"), int(port), certificate, folder / "server.key") as link:
+    with open_link(host, port, certificate, folder / "server.key") as link:
         coordinator = Coordinator(link, roster, certificate, recipe, note)
-        note(f"serving {len(coordinator.expected())} sites on port {link.port} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+        note(f"port {link.port} is open since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; the roster names {len(coordinator.expected())} sites")
         yield coordinator
         coordinator.end()

@@ -22,6 +22,7 @@ from tauon.errors import LaunchError
 from tauon.federated.flower.engine import load_flower
 from tauon.federated.flower.gate import INSTANCE_HEADER, SEEN_HEADER, SEQUENCE_HEADER
 from tauon.federated.flower.keys import CertificateError, check_certificate, load_site_key
+from tauon.federated.network import Trouble, parse_address
 
 __all__ = ["Connection", "Refused", "Unreachable"]
 
@@ -108,6 +109,7 @@ class Connection:
         self.flower = load_flower()
         from flwr.supernode.fleet_http_client import FleetHttpClient
 
+        parse_address(address)
         check_certificate(authority, note=note)
         self.address, self.note = address, note
         self.signature = _Signature(load_site_key(key), clock)
@@ -234,7 +236,7 @@ class Connection:
                 raise Unreachable(f"The coordinator at {self.address} could not be reached for {self.patience:g} s ({reason}).")
             if not silent:
                 silent = True
-                self.note(f"the coordinator at {self.address} cannot be reached ({reason}); trying again until it can")
+                self.note(Trouble(f"the coordinator at {self.address} cannot be reached ({reason}); trying again until it can"))
             time.sleep(pause)
             pause = min(LONGEST_PAUSE, 1.6 * pause)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import logging
 import math
-import signal
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +20,8 @@ from tauon.federated.flower.node import Connection, Refused, Unreachable
 from tauon.federated.flower.transport import CONNECT, CONNECTED, END, ENDED
 from tauon.federated.flower.wire import read_bytes, write_error, write_message
 from tauon.federated.messages import Message, MessageError, Site
+from tauon.federated.network import Trouble
+from tauon.federated.stopping import stop_at_once
 
 __all__ = ["Answerer", "greeting", "join", "load_site", "site_app"]
 
@@ -42,7 +42,7 @@ class Answerer:
 
     Args:
         site: answers everything but the transport's own messages.
-        recipe: hash of the site's recipe; "" does not compare.
+        recipe: what must be the same at the coordinator: a hash, or JSON, of which the differences are named; "" does not compare.
         note: called with what is worth a line in the log.
     """
 
@@ -64,11 +64,11 @@ class Answerer:
             raise  # the training was stopped from outside, and with it the site
         except TauonError as err:
             reason = str(err)
-            self.note(f"answered with a refusal: {reason}")
+            self.note(Trouble(f"answered with a refusal: {reason}"))
         except Exception as err:
             log.exception("the site failed to answer")
             reason = f"the site failed with {type(err).__name__}; its own log has the details"
-            self.note(f"failed with {type(err).__name__}: {err}")
+            self.note(Trouble(f"failed with {type(err).__name__}: {err}"))
         return FlowerMessage(write_error(reason), reply_to=message)
 
     def _answer(self, data: bytes) -> Message:
@@ -92,13 +92,34 @@ class Answerer:
         for key, name in (("version", "Tauon"), ("flower", "Flower")):
             if message.fields.get(key) != mine[key]:
                 self.refusal = f"the coordinator has {name} {message.fields.get(key)}, this site {mine[key]}: install the same version"
-        asked = message.fields.get("recipe")
+        asked = str(message.fields.get("recipe", ""))
         if asked and mine["recipe"] and asked != mine["recipe"]:
-            short = f"sha256 {str(asked)[:12]}, this site {mine['recipe'][:12]}"
-            self.refusal = f"the coordinator has another recipe ({short}): ask for its recipe and read what changed"
+            self.refusal = (
+                f"the coordinator has another recipe: {_differences(asked, mine['recipe'])}. Both need the same: compare the files"
+            )
         if self.refusal:
             raise LaunchError(self.refusal)
         return message.answer(CONNECTED, mine)
+
+
+def _differences(theirs: str, ours: str) -> str:
+    """The first settings that differ, or, where the texts are not JSON, how they begin."""
+    try:
+        one, two = (dict(_leaves(json.loads(text))) for text in (theirs, ours))
+    except ValueError:
+        return f"{theirs[:12]}..., this site has {ours[:12]}..."
+    changed = [key for key in sorted({*one, *two}) if one.get(key) != two.get(key)]
+    said = [f"{key} is {one.get(key, 'not set')}, at this site {two.get(key, 'not set')}" for key in changed[:4]]
+    return "; ".join(said) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
+
+
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and values of a JSON tree."""
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, json.dumps(tree)[:60]
 
 
 def join(
@@ -122,7 +143,7 @@ def join(
         site: what answers.
         key: the site's private key, from `make_site_key`; only its owner may read it.
         authority: certificate of the federation's authority, `ca.crt`.
-        recipe: hash of the site's recipe, compared with the coordinator's at joining; "" does not compare.
+        recipe: what must be the same at the coordinator, compared at joining: a hash, or JSON, of which the differences are named; "" does not compare.
         note: called with what is worth a line in the log.
         clock: seconds since 1970; for tests.
 
@@ -134,7 +155,7 @@ def join(
     note = note or log.info
     connection = Connection(address, key, authority, note=note, clock=clock)
     answerer = Answerer(site, recipe, note=note)
-    with _stop_signals(), connection:
+    with stop_at_once(), connection:
         try:
             connection.join()
             note(f"joined the coordinator at {address}")
@@ -151,23 +172,6 @@ def join(
         except KeyboardInterrupt:
             raise Interrupted("The site left the federation. Run the same command again to take part again.") from None
     note("the coordinator has ended the federation")
-
-
-@contextmanager
-def _stop_signals() -> Iterator[None]:
-    """SIGTERM ends a site as Ctrl-C does. Does nothing outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def load_site(path: str, settings: Mapping[str, Any]) -> Site:

@@ -15,6 +15,7 @@ from typing import Any
 
 from tauon.federated.flower.wire import read_message, size_of, write_message
 from tauon.federated.messages import Failure, Message, MessageError
+from tauon.federated.network import Trouble
 
 __all__ = ["FlowerTransport"]
 
@@ -190,7 +191,7 @@ class FlowerTransport:
             visit = self._visits.pop(name)
             self._discard([visit.greeting_id] if visit.greeting_id else [])
             if name not in online:
-                self.note(f"{name} went offline")
+                self.note(Trouble(f"{name} went offline"))
         for name, node in online.items():
             visit = self._visits.setdefault(name, _Visit(node, welcome=self.greeting is None))
             late = visit.greeting_id and time.monotonic() - visit.asked > GREETING_TIMEOUT
@@ -218,7 +219,7 @@ class FlowerTransport:
             else:
                 visit.refused = True
                 reason = answer.reason if isinstance(answer, Failure) else f"it answered {answer.kind!r}"
-                self.note(f"{name} cannot take part: {reason}")
+                self.note(Trouble(f"{name} cannot take part: {reason}"))
 
 
 def _read(reply: Any) -> Message | Failure:

@@ -26,6 +26,8 @@ class StrategyConfig(Registered, family="strategy", default="fedavg"):
 
     single_updates: ClassVar[bool] = False
     """Whether it needs the update of each site, or of each group of sites: a sum over all is not enough. Excludes secure aggregation without groups."""
+    weighted: ClassVar[bool] = True
+    """Whether it reads `Update.weight`; else every site, or group, counts alike."""
     controls: ClassVar[bool] = False
     """Whether sites and server keep control variates."""
     asynchronous: ClassVar[bool] = False

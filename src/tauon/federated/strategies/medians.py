@@ -20,6 +20,7 @@ class CoordinateMedian(StrategyConfig):
     """The median over sites of each weight's update, every site alike: withstands fewer than half. Of an even number, the mean of the two middle ones."""
 
     single_updates = True
+    weighted = False
 
     def refuse(self, sites: int) -> None:
         refuse_few("median", sites, 3, "fewer have no middle")
@@ -39,6 +40,7 @@ class TrimmedMean(StrategyConfig):
     """The mean over sites of each weight's update, without the largest and smallest, every site alike."""
 
     single_updates = True
+    weighted = False
 
     trim: float = Field(0.2, ge=0, lt=0.5)
     """Share of the sites dropped at each end: withstands that share of malicious ones. Rounded down to whole sites."""

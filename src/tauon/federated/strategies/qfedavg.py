@@ -20,6 +20,7 @@ class QFedAvg(StrategyConfig):
     """Minimises sum_k F_k^(q+1) / (q + 1). With d_k = L (x - x_k): x <- x - sum F_k^q d_k / sum (q F_k^(q-1) ||d_k||^2 + L F_k^q)."""
 
     single_updates = True
+    weighted = False
     reads_first_loss = True
 
     q: float = Field(0.2, ge=0)

@@ -18,14 +18,15 @@ from tauon.artifacts import write_json
 from tauon.config import count_as_read, dump
 from tauon.data import DataSplits, Loader
 from tauon.distributed import Layout, Mesh
-from tauon.errors import LaunchError, Problem, RecipeError, TauonError
+from tauon.errors import Interrupted, LaunchError, Problem, RecipeError, TauonError
 from tauon.federated import Failure, Limits, Message, Rounds, Weighting, evaluate_sites, federate, freeze_lora_a, weights_for
 from tauon.federated.config import FederateConfig, SimulateConfig
-from tauon.federated.network import ServeAt
+from tauon.federated.network import ServeAt, Trouble
 from tauon.federated.protection import SecuredSimulation, summation_of
 from tauon.federated.secagg import PinnedKeys
 from tauon.federated.simulation.batched import BatchedSites
 from tauon.federated.simulation.sites import draws
+from tauon.federated.stopping import StopWaiting
 from tauon.models import ModelConfig
 from tauon.plan import Derived, Plan, choose_device
 from tauon.privacy.accounting import refuse_delta
@@ -39,7 +40,7 @@ from tauon.types import Dataset
 if TYPE_CHECKING:
     from tauon.stages.context import Context
 
-__all__ = ["SITES", "Federation", "deal", "identity_of", "rounds_of", "site_job", "splits_of"]
+__all__ = ["SITES", "Federation", "common_recipe", "deal", "identity_of", "rounds_of", "site_job", "splits_of"]
 
 SITES = "federate/sites.json"
 """What each site measured of the trained model, written when training ends."""
@@ -128,7 +129,7 @@ class Federation(TrainExtension):
     def _simulated(self, job: TrainJob) -> tuple[Any, PinnedKeys, int]:
         ctx, config = self.ctx, self.config
         assert config.simulate is not None
-        _ = config.simulate.compare  # read by the stage that follows
+        _ = config.simulate.compare, config.sites  # the stage that follows reads one, the command line the other
         parts = deal(ctx.splits.train, config.simulate, ctx.recipe.seed)
         held_out = ctx.splits.validation if ctx.splits.validation is not None else ctx.splits.test
         shares = None if held_out is None else deal(held_out, config.simulate, ctx.recipe.seed)
@@ -168,16 +169,23 @@ class Federation(TrainExtension):
             return
         from tauon.federated.flower import serve
 
-        end, keys = self.end, self.end.keys
-        with serve(end.address, folder=keys, roster=keys / "roster", recipe=recipe_hash(self.ctx), note=self._note) as coordinator:
-            self.transport.inner = coordinator
-            self._note(f"serving on port {coordinator.port}; waiting for {end.sites} sites")
-            coordinator.wait_for(end.sites, timeout=end.wait)
-            loop()
-            self._ask_for_results()
+        end, keys, stop = self.end, self.end.keys, StopWaiting(self._note)
+        serving = serve(end.address, folder=keys, roster=keys / "roster", recipe=common_recipe(self.ctx), note=self._note)
+        try:
+            with stop.listening(), serving as coordinator:
+                self.transport.inner, self.transport.stop = coordinator, stop
+                self._note(f"serving on port {coordinator.port}; waiting for {end.sites} sites")
+                with stop.waiting():
+                    coordinator.wait_for(end.sites, timeout=end.wait)
+                loop()
+                self._ask_for_results()
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "The coordinator was stopped. The same command continues from the last checkpoint; sites wait for it."
+            ) from None
 
     def _note(self, message: str) -> None:
-        self.ctx.on_event("note", message=message)
+        self.ctx.on_event("warning" if isinstance(message, Trouble) else "note", message=str(message))
 
     def finish(self, job: TrainJob) -> None:
         """Record what each site measures of the trained model on its own held-out examples, and what the updates spent of the sites' privacy."""
@@ -238,6 +246,7 @@ class _Later:
     """A transport that is opened when the loop begins, and waits for sites that are away."""
 
     inner: Any
+    stop: StopWaiting
 
     def __init__(self, patience: float) -> None:
         self.patience, self.least = patience, 1
@@ -245,7 +254,8 @@ class _Later:
     def sites(self) -> list[str]:
         """Return the sites that have joined; wait while there are fewer than a round needs."""
         try:
-            found: list[str] = self.inner.wait_for(self.least, timeout=self.patience)
+            with self.stop.waiting():
+                found: list[str] = self.inner.wait_for(self.least, timeout=self.patience)
         except LaunchError:
             found = self.inner.sites()
         return found
@@ -262,11 +272,19 @@ def run_name(ctx: Context) -> str:
 
 def recipe_hash(ctx: Context) -> str:
     """Return the hash of what coordinator and sites must have in common of their recipes."""
+    return hashlib.sha256(common_recipe(ctx).encode()).hexdigest()
+
+
+def common_recipe(ctx: Context) -> str:
+    """Return what coordinator and sites must have in common of their recipes, as JSON."""
     tree = dump(ctx.recipe)
     common = {name: tree.get(name) for name in COMMON} | {"seed": ctx.recipe.seed}
-    common["federate"] = {k: v for k, v in tree["federate"].items() if k != "simulate"}
+    federate = {k: v for k, v in tree["federate"].items() if k != "simulate"}
+    if isinstance(privacy := federate.get("privacy"), dict):  # the ledger is a folder at the coordinator
+        federate["privacy"] = {k: v for k, v in privacy.items() if k != "ledger"}
+    common["federate"] = federate
     common["train"] = {k: v for k, v in tree["train"].items() if k in ("steps", "epochs", "batch", "freeze")}
-    return _hash(common)
+    return json.dumps(common, sort_keys=True, default=str)
 
 
 def identity_of(ctx: Context) -> dict[str, str]:

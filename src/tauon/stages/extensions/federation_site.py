@@ -16,13 +16,14 @@ from tauon.data import Loader
 from tauon.errors import Problem, RecipeError
 from tauon.federated import LocalTraining, Message, Site, SiteState, TrainingSite
 from tauon.federated.config import FederateConfig
-from tauon.federated.network import JoinAt
+from tauon.federated.network import JoinAt, Trouble
 from tauon.federated.protection import Who, protect
 from tauon.federated.secagg import Identity, PinnedKeys, fingerprint
 from tauon.federated.simulation.sites import ClientRows
 from tauon.plan import Derived, Plan
+from tauon.privacy import PrivateGradients
 from tauon.stages.extensions.base import TrainExtension
-from tauon.stages.extensions.federation import freeze_products, identity_of, recipe_hash, run_name
+from tauon.stages.extensions.federation import common_recipe, freeze_products, identity_of, run_name
 from tauon.stages.unread import refuse_unread
 from tauon.tracking import EventLog
 from tauon.train import TrainJob
@@ -58,7 +59,13 @@ class SiteTraining(TrainExtension):
         )
         plan.steps = self.config.rounds * steps  # in all rounds: what a private site accounts for
         reason = f"{self.config.rounds} rounds, as many as the coordinator asks for"
-        plan.derived = [d for d in plan.derived if d.path not in ("train.steps", "optim.schedule")]
+        others = (
+            "train.steps",
+            "optim.schedule",
+            "train.validate_every",
+            "train.checkpoint_every",
+        )  # a site saves each round, and validates none
+        plan.derived = [d for d in plan.derived if d.path not in others]
         plan.derived.insert(0, Derived("train.steps", plan.steps, reason))
 
     def wrap(self, job: TrainJob) -> TrainJob:
@@ -95,8 +102,8 @@ class SiteTraining(TrainExtension):
         end = protect(_Watched(site, self._trained), self.config, self._who())
         try:
             join(
-                self.end.address, end, key=keys / f"{self.end.name}.key", authority=keys / "ca.crt", recipe=recipe_hash(ctx),
-                note=lambda text: ctx.on_event("note", message=text),
+                self.end.address, end, key=keys / f"{self.end.name}.key", authority=keys / "ca.crt", recipe=common_recipe(ctx),
+                note=lambda text: ctx.on_event("warning" if isinstance(text, Trouble) else "note", message=str(text)),
             )  # fmt: skip
         finally:
             site.stop()
@@ -129,7 +136,7 @@ class SiteTraining(TrainExtension):
             message = (
                 f"{name} is pinned for the first time, as the coordinator said: compare its fingerprint by telephone: {fingerprint(public)}"
             )
-            self.ctx.on_event("note", message=message)
+            self.ctx.on_event("warning", message=message)
 
     def _sites(self) -> int:
         if self.config.sites is None:
@@ -141,17 +148,19 @@ class SiteTraining(TrainExtension):
         return ClientRows(self.ctx.splits.train, np.arange(len(self.ctx.splits.train))).batches()
 
     def _saved(self, state: SiteState) -> None:
-        """Save a checkpoint after a round, before its answer leaves."""
-        self._save(self.job.step)
+        """Save a checkpoint after a round. It is on disk before the answer leaves, where a site that forgot the round would do harm: use its noise twice, or
+        lose what it keeps (control variates, statistics).
+        """
+        self._save(self.job.step, wait=bool(state.rounds) or isinstance(self.job.functions.make, PrivateGradients))
 
-    def _save(self, step: int, *, again: bool = False) -> None:
+    def _save(self, step: int, *, again: bool = False, wait: bool = False) -> None:
         job, total = self.job, self.job.policy.total_steps
         job.step, job.policy = step, replace(job.policy, total_steps=self.settled.steps)
         if not self.ctx.run.manifest().get("training"):
             refuse_unread(self.ctx.recipe, "train")
             self.ctx.record_training(self.settled)
         assert self.save is not None
-        self.save(job, again=again)
+        self.save(job, again=again, wait=wait)
         job.policy = replace(job.policy, total_steps=total)
 
     def _trained(self, answer: Message) -> None:
