@@ -32,7 +32,7 @@ def attacked(g: Group, change: Change, number: int = 1) -> Wire:
     """Run a round with a coordinator that changes what it sends; it must not get a sum."""
     wire = Wire(g.sites, change=change)
     with pytest.raises(RoundFailed):
-        secure_sum(wire, g.names, g.work, g.layout, session(number), g.settings)
+        secure_sum(wire, g.names, g.work, g.layout, session(number), replace(g.settings, pinned=None))  # it compares nothing itself
     return wire
 
 
@@ -270,6 +270,27 @@ def test_a_model_of_its_own_for_one_site_is_refused() -> None:
         wire = attacked(g, at("keys", change))
         assert "was sent another model, or other settings" in wire.refusals["site-00"]
         assert len(wire.refusals) == 4
+
+
+def test_a_range_of_its_own_for_one_site_is_refused() -> None:
+    """With a bound so large that the values of all others are rounded to zero, the sum would be the update of the one."""
+
+    def coarse(layout: dict[str, Any]) -> dict[str, Any]:
+        return {**layout, "entries": [[name, shape, 1e30, noise, number] for name, shape, _, noise, number in layout["entries"]]}
+
+    g = group(5)
+    wire = attacked(g, at("keys", lambda name, m: m if name == "site-02" else fields(m, layout=coarse(m.fields["layout"]))))
+    assert "or other settings of training or sum" in wire.refusals["site-02"] and len(wire.refusals) == 5
+
+    def coarse_again(name: str, message: Message) -> Message:
+        second = message.fields["attempt"] == 1 and name != "site-02"
+        return fields(message, layout=coarse(message.fields["layout"])) if second else message
+
+    g = group(6)  # in the second key exchange of a round, too
+    wire = Wire(g.sites, {"shares": ["site-05"]}, change=at("keys", coarse_again))
+    with pytest.raises(RoundFailed):
+        secure_sum(wire, g.names, g.work, g.layout, session(), replace(g.settings, pinned=None))
+    assert len(wire.refusals) == 5 and "or other settings of training or sum" in wire.refusals["site-02"]
 
 
 # ------------------------------------------------------------------------------------------------ repetition

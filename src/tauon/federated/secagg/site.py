@@ -186,7 +186,8 @@ class SecureSite:
             self._work = self.contribute(work), fingerprint_of_work(work)
         if self._work is None:
             raise Refused(f"{self.name} has no values for round {session.round}: the first message of a round brings the work")
-        self._open = _Open(session, layout, RoundKeys(self.name, session, self._work[1], self.identity))
+        asked = digest_of([self._work[1], layout.digest])
+        self._open = _Open(session, layout, RoundKeys(self.name, session, asked, self.identity))
         return message.answer("secagg/keys", self._open.keys.own.to_json())
 
     def _refuse_replay(self, session: Session) -> None:
@@ -231,7 +232,7 @@ class SecureSite:
             announcement.check(now.session, self.pinned)
             if announcement.work != now.keys.own.work:
                 raise Refused(
-                    f"{announcement.name} was sent another model, or other settings, than {self.name}: the sum would show a single update"
+                    f"{announcement.name} was sent another model, or other settings of training or sum, than {self.name}: the sum would show one update"
                 )
         public = [key for a in announced for key in (a.mask_key, a.share_key)]
         if len(set(public)) != len(public):
