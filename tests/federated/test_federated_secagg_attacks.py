@@ -13,11 +13,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from secure_sites import RUN, SHAPES, Group, Wire, group, session
+from secure_sites import RUN, SHAPES, Group, Wire, flower, group, session
 
 from tauon.errors import TauonError
 from tauon.federated import Failure, Message
-from tauon.federated.secagg import Identity, PinnedKeys, Refused, RoundFailed, SecureSum, Session, SiteRules, join_sites, secure_sum
+from tauon.federated.secagg import (
+    Contribution,
+    Identity,
+    PinnedKeys,
+    Refused,
+    RoundFailed,
+    SecureSum,
+    Session,
+    SiteRules,
+    join_sites,
+    secure_sum,
+)
 from tauon.federated.secagg.keys import RoundKeys
 from tauon.federated.secagg.site import agreement
 
@@ -291,6 +302,35 @@ def test_a_range_of_its_own_for_one_site_is_refused() -> None:
     with pytest.raises(RoundFailed):
         secure_sum(wire, g.names, g.work, g.layout, session(), replace(g.settings, pinned=None))
     assert len(wire.refusals) == 5 and "or other settings of training or sum" in wire.refusals["site-02"]
+
+
+def test_a_range_that_values_exceed_does_not_show_them() -> None:
+    g = group(4)
+    g.sites["site-01"].contribute = lambda _: Contribution(g.values["site-01"], {"weight": 1.0, "loss": 1234.5})
+    total = secure_sum(Wire(g.sites), g.names, g.work, g.layout, session(), g.settings)
+    assert "beyond the range of the sum" in total.lost["site-01"] and "1234" not in total.lost["site-01"]
+    seen: list[str] = []
+    machine, wire = SecureSum(g.names, g.work, g.layout, session(2), g.settings), Wire(g.sites)
+    while machine.stage != "masked":
+        machine.receive(wire.ask(machine.requests(), timeout=1))
+    flower("primitives.asymmetric")  # imports Flower, or skips
+    from flwr.app import Metadata
+    from flwr.app.message import make_message
+
+    from tauon.federated.flower import Answerer
+    from tauon.federated.flower.wire import write_message
+
+    metadata = Metadata(
+        run_id=1, message_id="m", src_node_id=1, dst_node_id=2, reply_to_message_id="", group_id="", created_at=0.0, ttl=60.0, message_type="query"
+    )  # fmt: skip
+    answer = Answerer(g.sites["site-01"], note=seen.append)(make_message(metadata, content=write_message(machine.requests()["site-01"])))
+    assert "1234" not in str(answer.error.reason) and "loss reaches 1234.5" in seen[0]  # for the site's own operator
+
+
+def test_a_range_for_more_sites_than_have_keys_is_refused() -> None:
+    """Steps are coarser the more sites there are."""
+    change = at("keys", lambda _, m: fields(m, layout={**m.fields["layout"], "sites": 1000}))
+    refused_by_all(group(4), change, "refuses a range for 1000 sites: 4 have a pinned identity key")
 
 
 # ------------------------------------------------------------------------------------------------ repetition

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from federated_jobs import Everything, Points, logistic, weights
+from tauon.config import parse
 from tauon.data import Loader
-from tauon.errors import RecipeError, TauonError
+from tauon.errors import RecipeError, TauonError, TrainingError
 from tauon.federated import (
     Failure,
     LocalTraining,
@@ -25,6 +26,7 @@ from tauon.federated import (
     Weighting,
     federate,
 )
+from tauon.federated.config import FederateConfig
 from tauon.federated.private import (
     WITHIN,
     AdaptiveClip,
@@ -34,7 +36,8 @@ from tauon.federated.private import (
     PrivateSummation,
     UpdatePrivacy,
 )
-from tauon.federated.secagg import Identity, PinnedKeys, RoundFailed, SecureSite, SecureSummation, SiteRules, site_contribution
+from tauon.federated.protection import Who, protect
+from tauon.federated.secagg import Identity, Layout, PinnedKeys, RoundFailed, SecureSite, SecureSummation, SiteRules, site_contribution
 from tauon.federated.simulation import ByQuantity, ClientRows
 from tauon.federated.strategies import CoordinateMedian, FedAvg, Scaffold, StrategyConfig
 from tauon.train import TrainJob, train
@@ -194,6 +197,53 @@ def test_other_work_is_not_summed() -> None:
     for contribute in (site_contribution(training("a")), PrivateContribution(training("a"), central(), 5)):
         with pytest.raises(TauonError, match="'join'"):
             contribute(Message("join", 1, "n", {}))
+
+
+# ------------------------------------------------------------------------------------------------ what a site has agreed to
+
+
+PRIVACY = {"mode": "central", "clip_norm": 0.2, "noise_multiplier": 1e-9, "delta": 1e-3}
+
+
+def protected(privacy: Mapping[str, Any] | None = None) -> Sites:
+    """Sites as a recipe protects them, with the range of its sum and its weights."""
+    tree = {"rounds": 3, "sites": 9, "weighting": {"max_examples": 20}, "secure_aggregation": {}, "privacy": privacy}
+    config = parse(FederateConfig, tree)
+    identities = {n: Identity.generate() for n in NAMES}
+    keys = {n: i.public for n, i in identities.items()}
+    return Sites({n: protect(training(n), config, Who(n, len(PARTS[n]), 9, "r", identities[n], PinnedKeys(keys))) for n in NAMES})
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_site_adds_to_a_sum_with_the_range_and_the_weights_of_its_recipe_only(private: bool) -> None:
+    def summation(factor: float = 1.0) -> SecureSummation:
+        made = PrivateSecureSummation("r", PinnedKeys(), central()) if private else SecureSummation("r", PinnedKeys())
+        own = made.layout
+
+        def layout(order: Message, request: RoundRequest, sites: int) -> Layout:
+            honest = own(order, request, sites)
+            return replace(honest, entries=tuple(replace(e, bound=e.bound * factor) for e in honest.entries))
+
+        made.layout = layout  # type: ignore[method-assign]
+        return made
+
+    trained(protected(PRIVACY if private else None), summation(), count=1)
+    for factor in (1e-6, 1e9):  # values beyond the bound would be told; values below a step would vanish
+        with pytest.raises(TrainingError, match="in the sum(, agreed were|: not what was agreed)"):
+            trained(protected(PRIVACY if private else None), summation(factor), count=1, attempts=1)
+    for weighting in (Weighting(max_examples=10**9), Weighting(by="equal", max_examples=20)):
+        with pytest.raises(TrainingError, match="this site would be weighted with"):
+            trained(protected(PRIVACY if private else None), summation(), count=1, attempts=1, weighting=weighting)
+
+
+def test_a_site_measures_with_the_weights_of_its_recipe_only() -> None:
+    sites, summation = protected(), SecureSummation("r", PinnedKeys())
+    job = trained(sites, summation, count=1)
+    tensors = {n: t.clone() for n, t in weights(job).items()}
+    order = {n: Message("evaluate", 1, "n", {"session": sites.ends[n].others._session}, tensors) for n in NAMES}  # type: ignore[attr-defined]
+    assert summation.evaluate(sites, order, ["loss"], most_examples=20)["loss"] > 0
+    with pytest.raises(RoundFailed, match="would be weighted with most_examples 1000000000, agreed is 20"):
+        summation.evaluate(sites, order, ["loss"], most_examples=10**9)
 
 
 # ------------------------------------------------------------------------------------------------ privacy

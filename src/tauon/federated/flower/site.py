@@ -64,7 +64,7 @@ class Answerer:
             raise  # the training was stopped from outside, and with it the site
         except TauonError as err:
             reason = str(err)
-            self.note(f"answered with a refusal: {reason}")
+            self.note(f"answered with a refusal: {reason}{'' if err.__cause__ is None else f' ({err.__cause__})'}")  # the cause stays here
         except Exception as err:
             log.exception("the site failed to answer")
             reason = f"the site failed with {type(err).__name__}; its own log has the details"

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tauon.errors import Problem, RecipeError, TrainingError
+from tauon.errors import PrivacyError, Problem, RecipeError, TrainingError
 from tauon.federated.messages import Failure, Message, MessageError, Site, Transport
 from tauon.federated.private.clipping import WITHIN, AdaptiveClip, add_central_noise, add_local_noise, clip_contribution, private_mean
 from tauon.federated.private.distributed import DistributedNoise
@@ -229,7 +229,15 @@ class PrivateContribution:
         return add_local_noise(vector, self.privacy, self._source, self._draws) if self.privacy.mode == "local" else vector
 
     def draw(self, layout: Layout, round: int) -> Mapping[str, Integers]:
-        """The site's share of distributed noise, for the clipping norm of the round."""
+        """The site's share of distributed noise, for the clipping norm of the round. Raises `PrivacyError` for another range than agreed."""
+        shapes = {e.name: e.shape for e in layout.entries if not e.is_number}
+        agreed = {e.name: e for e in private_layout(shapes, self.privacy, layout.sites).entries}
+        for entry in layout.entries:
+            known = agreed.get(entry.name)
+            if known is None or not all(
+                math.isclose(a, b, rel_tol=1e-6) for a, b in ((entry.bound, known.bound), (entry.noise, known.noise))
+            ):
+                raise PrivacyError(f"{entry.name} has bound {entry.bound:g} and noise {entry.noise:g} in the sum: not what was agreed")
         return DistributedNoise(self.privacy).draw(layout, round) if self.privacy.mode == "distributed" else {}
 
 

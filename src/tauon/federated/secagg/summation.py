@@ -13,13 +13,13 @@ from typing import ClassVar
 from tauon.federated.messages import Failure, Message, MessageError, Site, Transport
 from tauon.federated.secagg.identity import PinnedKeys
 from tauon.federated.secagg.joining import join_sites
-from tauon.federated.secagg.quantise import Contribution, Entry, Layout, Total
+from tauon.federated.secagg.quantise import Contribution, Entry, Integers, Layout, Total
 from tauon.federated.secagg.server import SecureSettings, SecureSum, secure_sum
-from tauon.federated.secagg.session import FEWEST, RoundFailed, SecureAggregationError, Session
+from tauon.federated.secagg.session import FEWEST, Refused, RoundFailed, SecureAggregationError, Session
 from tauon.federated.summation import LOSS, WEIGHT, Collected, RoundRequest, mean_of_sum, tensor_bytes, weighted_vector
 from tauon.federated.updates import CONTROL, Update
 
-__all__ = ["SecureSummation", "site_contribution"]
+__all__ = ["AgreedRange", "SecureSummation", "site_contribution"]
 
 LARGEST_LOSS = 1e4
 """A larger loss of a site counts as this one."""
@@ -27,6 +27,29 @@ LARGEST_METRIC = 100.0
 """A larger metric of a site counts as this one."""
 MEASURED, MOST = "measured", "most_examples"
 """Fields of a request to evaluate: names of the metrics, and the number of examples at which a site's weight is 1."""
+
+
+class AgreedRange:
+    """The `noise` of a site that adds none: refuses bounds that were not agreed.
+
+    With a bound below its values a site would say by its refusal how large they are, and with steps so coarse that most values are rounded to zero the
+    sum would be that of the few that are not.
+
+    Args:
+        bound: largest absolute value of a number of an update (`SecureSummation`).
+    """
+
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+
+    def draw(self, layout: Layout, round: int) -> Mapping[str, Integers]:
+        """Return no noise. Raises `Refused` for other bounds than agreed."""
+        known = {WEIGHT: 1.0, LOSS: LARGEST_LOSS}
+        for entry in layout.entries:
+            bound = known.get(entry.name, LARGEST_METRIC if entry.is_number else self.bound)
+            if entry.noise or not math.isclose(entry.bound, bound, rel_tol=1e-9):
+                raise Refused(f"{entry.name} has bound {entry.bound:g} and noise {entry.noise:g} in the sum, agreed were {bound:g} and 0")
+        return {}
 
 
 def site_contribution(site: Site) -> Callable[[Message], Contribution]:
