@@ -149,6 +149,24 @@ def test_a_round_below_the_threshold_is_repeated_and_said_so() -> None:
     assert distance(sites_again, trained(Sites({n: training(n) for n in NAMES}), count=1)) < 1e-6
 
 
+@pytest.mark.parametrize("groups", [False, True])
+def test_a_sum_of_too_few_sites_for_the_round_is_not_revealed(groups: bool) -> None:
+    """The round is repeated with the same weights: the difference of its two sums would be the update of the site that was missing."""
+    sites = secure()
+    sites.lost = {("b", "secagg/masked")}
+    shown: list[int] = []
+
+    def on_event(kind: str, fields: Mapping[str, Any]) -> None:
+        if kind in ("round_repeated", "federated_round"):
+            shown.append(sum(b"seed_shares" in raw for raw in sites.seen))
+            assert kind == "federated_round" or fields["failed"]["b"] == "masked: no answer"
+            sites.lost = set()
+
+    more: dict[str, Any] = {"strategy": CoordinateMedian(), "group": 3} if groups else {}
+    trained(sites, SecureSummation("r", PinnedKeys()), count=1, min_answers=9, events=on_event, **more)
+    assert shown == [0, 9]
+
+
 def test_a_coordinator_that_was_restarted_continues_with_higher_rounds() -> None:
     sites = secure()
     trained(sites, SecureSummation("r", PinnedKeys()), count=3)

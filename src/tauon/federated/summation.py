@@ -6,7 +6,7 @@ Plain: each site's update is checked and is known to the coordinator. Secure agg
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -40,6 +40,9 @@ class RoundRequest:
     """Sum of the weights of a round in which every sampled site answers, on average (`Weighting.divisor`); 0: not known."""
     extra: Collection[str] = ()
     """Names that an update has besides those that were sent (control variates)."""
+    enough: Callable[[int, int], bool] = lambda sites, groups: True
+    """Whether answers of so many sites, in so many groups, make a round. If not, the round is repeated, and a summation that hides single updates does
+    not reveal the sums: the difference of two sums of the same round is the update of those that are in one of them only."""
 
 
 @dataclass

@@ -187,6 +187,8 @@ class PrivateSecureSummation(_Rounds, SecureSummation):
     def collect(self, transport: Transport, request: RoundRequest) -> Collected:
         """See `Summation.collect`. Sites that were not drawn count as answers."""
         asked = self.drawn(request)
+        others = len(request.messages) - len(asked.messages)
+        asked = replace(asked, enough=lambda sites, groups: request.enough(sites + others, groups))
         result = SecureSummation.collect(self, transport, asked)
         if result.updates:
             result.sites |= {name: {} for name in request.messages if name not in asked.messages}

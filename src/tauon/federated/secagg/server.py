@@ -130,6 +130,11 @@ class SecureSum:
         return replace(self.session.message("keys", {"layout": self.layout.to_json(), "work": inner}), tensors=work.tensors)
 
     @property
+    def alive(self) -> tuple[str, ...]:
+        """Sites whose values arrived; known from the stage "agree" on."""
+        return self._now.alive
+
+    @property
     def _dropped(self) -> tuple[str, ...]:
         """Sites that shared their secrets, but whose values did not arrive."""
         return tuple(sorted(set(self._now.shared) - set(self._now.alive)))

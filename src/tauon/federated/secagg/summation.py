@@ -181,18 +181,25 @@ class SecureSummation:
         return Layout(sites, (*entries, Entry(WEIGHT, (1,), 1.0), Entry(LOSS, (1,), LARGEST_LOSS)))
 
     def _drive(self, transport: Transport, machines: Sequence[SecureSum], request: RoundRequest, result: Collected) -> None:
-        """Take all groups through their stages, side by side."""
+        """Take all groups through their stages, side by side. None is unmasked before it is known that together they are enough for the round."""
         running = list(machines)
         while running:
-            asked = {id(m): m.requests() for m in running}
-            works = any(m.stage == "keys" for m in running)
+            turn = [m for m in running if m.stage != "agree"]
+            if not turn:
+                turn, names = list(running), [name for m in running for name in m.alive]
+                if not request.enough(len(names), len(running)):
+                    result.failed |= dict.fromkeys(names, f"{len(names)} sites are too few for the round: the sum was not revealed")
+                    result.failed |= {name: why for m in running for name, why in m.lost.items()}
+                    return
+            asked = {id(m): m.requests() for m in turn}
+            works = any(m.stage == "keys" for m in turn)
             messages = {name: message for part in asked.values() for name, message in part.items()}
             answers = transport.ask(messages, timeout=request.timeout if works else self.settings.timeout)
             if self.progress is not None:
-                stages = "+".join(sorted({m.stage for m in running}))
+                stages = "+".join(sorted({m.stage for m in turn}))
                 self.progress(f"secagg/{stages}", sum(isinstance(a, Message) for a in answers.values()), len(messages))
             result.received_bytes += sum(tensor_bytes(a) for a in answers.values() if isinstance(a, Message))
-            for machine in list(running):
+            for machine in turn:
                 try:
                     machine.receive({name: answers.get(name, Failure("no answer")) for name in asked[id(machine)]})
                     if machine.total is not None:
