@@ -149,6 +149,16 @@ def test_a_round_below_the_threshold_is_repeated_and_said_so() -> None:
     assert distance(sites_again, trained(Sites({n: training(n) for n in NAMES}), count=1)) < 1e-6
 
 
+def test_sites_that_meet_for_the_first_time_pin_each_other_before_they_train() -> None:
+    sites, events = secure(), []
+    for name in NAMES:
+        end: Any = sites.ends[name]
+        end.pinned, end.rules = PinnedKeys({name: end.identity.public}), SiteRules(first_use=True)
+    summation = SecureSummation("r", PinnedKeys())
+    trained(sites, summation, count=8, fraction=0.5, events=lambda kind, _: events.append(kind))  # 4 of 9 sites a round
+    assert events.count("federated_round") == 8 and "round_repeated" not in events
+
+
 @pytest.mark.parametrize("groups", [False, True])
 def test_a_sum_of_too_few_sites_for_the_round_is_not_revealed(groups: bool) -> None:
     """The round is repeated with the same weights: the difference of its two sums would be the update of the site that was missing."""

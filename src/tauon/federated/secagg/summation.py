@@ -106,7 +106,8 @@ class SecureSummation:
         """Number of the newest round that any site took part in."""
         self.progress: Callable[[str, int, int], None] | None = None
         """Called with the stages, how many sites answered, and how many were asked."""
-        self._joined: set[str] = set()
+        self._joined: dict[str, frozenset[str]] = {}
+        """Sites that joined, and whose keys each has compared."""
 
     def collect(self, transport: Transport, request: RoundRequest) -> Collected:
         """See `Summation.collect`."""
@@ -121,7 +122,8 @@ class SecureSummation:
                 result.failed |= {name: str(err) for name in names}
         self.newest += 1
         self._drive(transport, machines, request, result)
-        self._joined -= set(result.failed)  # it may have been restarted: it joins again
+        for name in result.failed:  # it may have been restarted: it joins again
+            self._joined.pop(name, None)
         return result
 
     def evaluate(
@@ -153,12 +155,13 @@ class SecureSummation:
         return {name: total.numbers[name] / total.numbers[WEIGHT] for name in metrics}
 
     def _join(self, transport: Transport, names: Sequence[str], timeout: float) -> dict[str, str]:
-        """Let sites join that have not; return those that are refused."""
-        if set(names) <= self._joined:
+        """Let sites join that have not, or not with all of these; return those that are refused."""
+        if all(set(names) <= self._joined.get(name, frozenset()) for name in names):
             return {}
         joined = join_sites(transport, names, self.pinned, run=self.run, timeout=min(timeout, self.settings.timeout))
-        self._joined |= set(joined.names)
-        self._joined -= set(joined.refused)
+        self._joined |= {name: self._joined.get(name, frozenset()).union(joined.names) for name in joined.names}
+        for name in joined.refused:
+            self._joined.pop(name, None)
         self.newest = max(self.newest, joined.newest)
         return joined.refused
 
