@@ -241,6 +241,29 @@ def test_a_coordinator_cannot_invent_more_sites_than_were_agreed() -> None:
     assert joined.names == () and all("as many as sites were agreed" in text for text in joined.refused.values())
 
 
+def test_a_site_that_claims_a_round_far_ahead_is_refused() -> None:
+    """All others would have to go on from there, for ever."""
+    g = group(4)
+    for number in (1, 2, 3):
+        finished(g, number)
+
+    class Ahead:
+        newest = 3 + 2**20
+
+        def answer(self, message: Message) -> Message:
+            answer = g.sites["site-00"].answer(message)
+            return fields(answer, newest=self.newest) if "newest" in answer.fields else answer
+
+    sites: dict[str, Any] = {**g.sites, "site-00": Ahead()}
+    assert join_sites(Wire(sites), g.names, PinnedKeys(), run=RUN).newest == 3 + 2**20
+    for far in (4 + 2**20, 10**4000):
+        Ahead.newest = far
+        joined = join_sites(Wire(sites), g.names, PinnedKeys(), run=RUN)
+        assert (
+            joined.names == tuple(g.names[1:]) and joined.newest == 3 and "far beyond the 3 of the other sites" in joined.refused["site-00"]
+        )
+
+
 def test_a_site_without_the_secret_of_its_identity_does_not_join() -> None:
     g, stolen = group(4), Identity.generate()
 

@@ -333,6 +333,21 @@ def test_local_sites_send_no_exact_figures() -> None:
         sites.ends["a"].answer(Message("evaluate", 1, "n"))
 
 
+@pytest.mark.parametrize("loss", [10**400, "x", True, None])
+def test_private_numbers_that_make_no_sense_are_refused(loss: Any) -> None:
+    p = replace(central(noise_multiplier=30.0), mode="local", numbers={"loss": 5.0})
+    ends: dict[str, Any] = {n: PrivateSite(training(n), p, len(PARTS[n])) for n in NAMES}
+
+    class Odd:
+        def answer(self, message: Message) -> Message:
+            answer = ends["a"].answer(message)
+            return replace(answer, fields={**answer.fields, "private": {"loss": loss}}) if message.kind == "train" else answer
+
+    events: list[Mapping[str, Any]] = []
+    trained(Sites({**ends, "a": Odd()}), PrivateSummation(p), count=1, events=lambda _, fields: events.append(fields))
+    assert [e["refused"] for e in events if "refused" in e] == [{"a": "private numbers that are not finite"}]
+
+
 def test_sampled_sites_are_drawn_secretly_and_a_round_without_any_is_noise() -> None:
     events: list[Mapping[str, Any]] = []
     p = central(sampling="poisson", rate=0.3, noise_multiplier=1.0)

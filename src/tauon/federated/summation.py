@@ -95,7 +95,7 @@ class PlainSummation:
                 result.refused[name] = str(err)
                 continue
             good[name] = update
-            known = {"examples": update.examples, "steps": update.steps, "loss": update.loss, **update.metrics}
+            known = {**update.metrics, "examples": update.examples, "steps": update.steps, "loss": update.loss}
             result.sites[name] = {k: v for k, v in known.items() if not (isinstance(v, float) and math.isnan(v))}
         for group in request.groups:
             members = [good[name] for name in group if name in good]

@@ -28,11 +28,13 @@ POLL = 0.02
 """Seconds between two looks for a message of the site's first process."""
 
 
-def check_identity(ours: Mapping[str, str], theirs: Mapping[str, Any], *, who: str) -> None:
+def check_identity(ours: Mapping[str, str], theirs: Any, *, who: str) -> None:
     """Raise `MessageError` if two parties do not train the same: version, recipe, schema, normalising statistics, frozen weights, by name.
 
     Names that only one side has are not compared.
     """
+    if not isinstance(theirs, Mapping):
+        raise MessageError(f"{who} sent no names with hashes of what both sides must have in common")
     for name, value in ours.items():
         if name in theirs and theirs[name] != value:
             raise MessageError(f"{who} has {name} {str(theirs[name])[:16]}, ours is {value[:16]}: both sides must have the same")

@@ -25,7 +25,7 @@ from tauon.federated.private.settings import UpdatePrivacy, private_layout
 from tauon.federated.secagg import Contribution, Integers, Layout, PinnedKeys, SecureSettings, Total
 from tauon.federated.secagg.summation import SecureSummation
 from tauon.federated.summation import Collected, RoundRequest, tensor_bytes
-from tauon.federated.updates import CONTROL, Update, check_update
+from tauon.federated.updates import CONTROL, Update, check_update, finite_number
 from tauon.privacy.noise import NoiseSource
 
 __all__ = ["PrivateContribution", "PrivateSecureSummation", "PrivateSite", "PrivateSummation"]
@@ -153,7 +153,10 @@ class PrivateSummation(_Rounds):
 
     def _vector(self, update: Update, answer: Message, weight: float) -> Contribution:
         if self.privacy.mode == "local":
-            return Contribution(update.tensors, {name: float(answer.fields["private"][name]) for name in self.privacy.numbers})
+            numbers = {name: finite_number(answer.fields["private"][name]) for name in self.privacy.numbers}
+            if None in numbers.values():
+                raise MessageError("private numbers that are not finite")
+            return Contribution(update.tensors, {name: v for name, v in numbers.items() if v is not None})
         known = {LOSS: 0.0 if math.isnan(update.loss) else update.loss, **update.metrics}
         return clip_contribution(update.tensors, known, self.privacy, weight=weight)
 
