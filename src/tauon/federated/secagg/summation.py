@@ -229,4 +229,5 @@ class SecureSummation:
         tensors = mean.tensors if factor == 1 else {name: t * factor for name, t in mean.tensors.items()}
         if not math.isfinite(mean.loss):
             raise MessageError("the loss of the sites is not finite")
-        return replace(mean, tensors=tensors, weight=examples)
+        loss = mean.loss or math.nan  # exactly 0: sites with private examples do not add theirs
+        return replace(mean, tensors=tensors, weight=examples, loss=loss)
