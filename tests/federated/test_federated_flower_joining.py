@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import ssl
@@ -188,6 +189,26 @@ def test_the_port_serves_nothing_but_what_sites_call(keys: Path) -> None:
         large = client.post(url + "/v1/fleet/push-object", content=(b"x" for _ in range(3)))
         assert large.status_code == 413
     assert isinstance(Refused("x"), LaunchError)
+
+
+def test_a_request_that_ends_does_not_leave_a_later_one_of_the_same_key_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that was lost, or a stranger, who needs no secret to wait."""
+    from tauon.federated.flower import gate
+
+    async def waits() -> None:
+        one = gate.Gate(lambda *_: asyncio.sleep(0), lambda: None)
+        monkeypatch.setattr(gate, "LONGEST_WAIT", 0.05)
+        first = asyncio.create_task(one._wait(b"key", b"0"))
+        while not one._waiting:
+            await asyncio.sleep(0)
+        monkeypatch.setattr(gate, "LONGEST_WAIT", 120.0)
+        second = asyncio.create_task(one._wait(b"key", b"0"))
+        await first
+        one._bump([b"key"])
+        await asyncio.wait_for(second, 60)
+        assert not one._waiting
+
+    asyncio.run(waits())
 
 
 def test_a_transport_over_flowers_own_grid_needs_no_link_of_ours() -> None:
