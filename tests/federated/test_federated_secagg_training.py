@@ -15,6 +15,7 @@ from tauon.data import Loader
 from tauon.errors import RecipeError, TauonError, TrainingError
 from tauon.federated import (
     Failure,
+    Limits,
     LocalTraining,
     Message,
     PlainSummation,
@@ -233,9 +234,9 @@ def test_other_work_is_not_summed() -> None:
 PRIVACY = {"mode": "central", "clip_norm": 0.2, "noise_multiplier": 1e-9, "delta": 1e-3}
 
 
-def protected(privacy: Mapping[str, Any] | None = None) -> Sites:
+def protected(privacy: Mapping[str, Any] | None = None, **more: Any) -> Sites:
     """Sites as a recipe protects them, with the range of its sum and its weights."""
-    tree = {"rounds": 3, "sites": 9, "weighting": {"max_examples": 20}, "secure_aggregation": {}, "privacy": privacy}
+    tree = {"rounds": 3, "sites": 9, "weighting": {"max_examples": 20}, "secure_aggregation": {}, "privacy": privacy, **more}
     config = parse(FederateConfig, tree)
     identities = {n: Identity.generate() for n in NAMES}
     keys = {n: i.public for n, i in identities.items()}
@@ -262,6 +263,13 @@ def test_a_site_adds_to_a_sum_with_the_range_and_the_weights_of_its_recipe_only(
     for weighting in (Weighting(max_examples=10**9), Weighting(by="equal", max_examples=20)):
         with pytest.raises(TrainingError, match="this site would be weighted with"):
             trained(protected(PRIVACY if private else None), summation(), count=1, attempts=1, weighting=weighting)
+
+
+def test_the_limit_of_the_norm_is_kept_by_each_site_and_checked_of_their_mean() -> None:
+    for sites, said in ((protected(max_norm=1e-3), "federate.max_norm"), (protected(), "a site did not keep to it")):
+        with pytest.raises(TrainingError, match=said):
+            trained(sites, SecureSummation("r", PinnedKeys()), count=1, attempts=1, limits=Limits(1e-3))
+    trained(protected(max_norm=50.0), SecureSummation("r", PinnedKeys()), count=1, attempts=1, limits=Limits(50.0))
 
 
 def test_a_site_measures_with_the_weights_of_its_recipe_only() -> None:

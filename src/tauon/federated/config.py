@@ -125,7 +125,7 @@ class FederateConfig(Config):
     weighting: WeightingConfig = WeightingConfig()
     """How much each site counts."""
     max_norm: float | None = Field(None, gt=0)
-    """An update with a larger L2 norm is refused. Left out: not limited."""
+    """An update with a larger L2 norm is refused; under secure aggregation by its own site, and the mean is checked. Left out: not limited."""
     secure_aggregation: SecureAggregationConfig | None = None
     """Hide single updates from the coordinator: {}. Needs `weighting.max_examples`, or `weighting.by: equal`. Left out: it sees each update."""
     privacy: UpdatePrivacyConfig | None = None

@@ -41,6 +41,7 @@ from tauon.federated.secagg import (
     site_contribution,
 )
 from tauon.federated.summation import PlainSummation, Summation
+from tauon.federated.updates import CONTROL, norm_of
 
 __all__ = ["SecuredSimulation", "Who", "adaptive_clip", "most_held_out", "protect", "summation_of", "update_privacy"]
 
@@ -138,12 +139,12 @@ def most_held_out(config: FederateConfig) -> int:
 
 
 class _AsAgreed:
-    """A site in secure sums: refuses other weights than the recipe's. With weights so small that most updates are rounded to zero, the sum would be the
-    update of the largest site.
+    """A site in secure sums: refuses other weights than the recipe's, and an update beyond `max_norm`, which no one else can measure. With weights so small
+    that most updates are rounded to zero, the sum would be the update of the largest site.
     """
 
     def __init__(self, site: Site, config: FederateConfig) -> None:
-        self.site = site
+        self.site, self.max_norm = site, config.max_norm
         weighting = config.weighting
         self.agreed: dict[str, Mapping[str, Any]] = {
             "train": {"weight_by": weighting.by, "max_examples": weighting.max_examples},
@@ -154,7 +155,12 @@ class _AsAgreed:
         for name, value in self.agreed.get(message.kind, {}).items():
             if message.fields.get(name) != value:
                 raise MessageError(f"this site would be weighted with {name} {message.fields.get(name)!r}, agreed is {value!r}")
-        return self.site.answer(message)
+        answer = self.site.answer(message)
+        if message.kind == "train" and self.max_norm is not None:
+            norm = norm_of({n: t for n, t in answer.tensors.items() if not n.startswith(CONTROL)})
+            if not norm <= self.max_norm:
+                raise MessageError(f"its update is above the limit of {self.max_norm:g} (federate.max_norm), or not finite")
+        return answer
 
 
 class SecuredSimulation:

@@ -17,7 +17,7 @@ from tauon.federated.secagg.quantise import Contribution, Entry, Integers, Layou
 from tauon.federated.secagg.server import SecureSettings, SecureSum, secure_sum
 from tauon.federated.secagg.session import FEWEST, Refused, RoundFailed, SecureAggregationError, Session
 from tauon.federated.summation import LOSS, WEIGHT, Collected, RoundRequest, mean_of_sum, tensor_bytes, weighted_vector
-from tauon.federated.updates import CONTROL, Update
+from tauon.federated.updates import CONTROL, Update, norm_of
 
 __all__ = ["AgreedRange", "SecureSummation", "site_contribution"]
 
@@ -229,5 +229,8 @@ class SecureSummation:
         tensors = mean.tensors if factor == 1 else {name: t * factor for name, t in mean.tensors.items()}
         if not math.isfinite(mean.loss):
             raise MessageError("the loss of the sites is not finite")
+        most = request.limits.max_norm
+        if most is not None and norm_of({n: t for n, t in mean.tensors.items() if not n.startswith(CONTROL)}) > most * (1 + 1e-6):
+            raise MessageError(f"the mean of {len(total.sites)} updates is above the limit of {most:g}: a site did not keep to it")
         loss = mean.loss or math.nan  # exactly 0: sites with private examples do not add theirs
         return replace(mean, tensors=tensors, weight=examples, loss=loss)
