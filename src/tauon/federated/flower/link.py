@@ -129,7 +129,7 @@ async def _own_answers(request: Any, call_next: Any) -> Any:
     """Refuse an answer in the name of another site: Flower compares the key with the request's node, but not with who the answer says it is of."""
     from starlette.responses import JSONResponse
 
-    pushed = getattr(request.state, "protobuf_request", None)
+    pushed: Any = getattr(request.state, "protobuf_request", None)
     if any(answer.metadata.src_node_id != pushed.node.node_id for answer in getattr(pushed, "messages_list", ())):
         return JSONResponse({"detail": "An answer of another site."}, status_code=403)
     return await call_next(request)
