@@ -55,6 +55,7 @@ class Sites:
         self.more = more
         self.running = {name: self.start(name) for name in self.names}
         self.faults: dict[str, Fault] = {}
+        self.faulty = "train"
         self.asked: list[tuple[str, str, int]] = []
 
     def start(self, name: str) -> TrainingSite:
@@ -75,7 +76,7 @@ class Sites:
                 return Message.from_bytes(self.running[name].answer(sent).to_bytes())
 
             try:
-                fault = self.faults.get(name) if message.kind == "train" else None
+                fault = self.faults.get(name) if message.kind == self.faulty else None
                 answers[name] = honest() if fault is None else fault(message, honest)
             except TauonError as err:
                 answers[name] = Failure(str(err))
@@ -282,6 +283,16 @@ def test_a_site_of_another_recipe_does_not_join() -> None:
     assert not any(kind == "train" for _, kind, _ in sites.asked)
 
 
+@pytest.mark.parametrize("identity", [["recipe"], "recipe", 5, {"recipe": ["new"]}])
+def test_a_site_that_joins_with_nonsense_is_refused_and_ends_nothing(identity: Any) -> None:
+    sites, events = Sites(4), Events()
+    sites.faulty = "join"
+    sites.faults["north"] = lambda m, honest: replace(a := honest(), fields={**a.fields, "identity": identity})
+    train(federate(logistic(Everything(DATA)), sites, FedAvg(), Rounds(1, steps=1), identity={"recipe": "new"}, on_event=events))
+    assert [e["site"] for e in events.of("site_refused")] == ["north"]
+    assert sorted(events.of("federated_round")[0]["sites"]) == ["east", "south", "west"]
+
+
 def test_samples_are_uniform_and_change_with_the_round() -> None:
     names = [f"s{i}" for i in range(20)]
     drawn = [sample_sites(names, 5, seed=1, number=r) for r in range(400)]
@@ -381,6 +392,18 @@ def test_each_site_measures_the_model_and_its_own_tuning() -> None:
     assert spread["smallest"] < spread["mean"] < spread["largest"]
     del sites.running["east"]
     assert sorted(evaluate_sites(job, sites)) == ["north", "south", "west"]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"metrics": {"loss": "x"}}, {"metrics": {"loss": 10**400}}, {"metrics": [1]}, {"metrics": 5}, {"tuned": 7}, {"examples": -1}]
+)
+def test_figures_that_make_no_sense_are_the_failure_of_their_site(fields: dict[str, Any]) -> None:
+    sites = Sites()
+    job = train(coordinator(sites, count=1))
+    sites.faulty = "evaluate"
+    sites.faults["north"] = lambda m, honest: replace(a := honest(), fields={**a.fields, **fields})
+    found = evaluate_sites(job, sites, fine_tune=1)
+    assert found["north"].keys() == {"failed"} and fairness(found, "loss")["sites"] == 3
 
 
 def test_a_skipped_round_changes_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -131,6 +132,27 @@ def test_an_expired_certificate_is_refused_at_both_ends(keys: Path, tmp_path: Pa
         assert "has expired" in ended(SiteThread(keys, coordinator.port, "a", Adder(1.0)))
 
 
+def test_a_renewed_certificate_is_used_once_its_key_is_there_and_the_earlier_one_until_then(keys: Path, tmp_path: Path) -> None:
+    for place in (serving := tmp_path / "serving", renewed := tmp_path / "renewed"):
+        place.mkdir()
+        for name in ("ca.key", "ca.crt"):
+            (place / name).write_bytes((keys / name).read_bytes())
+        make_server_certificate(place, ["127.0.0.1"])
+    notes: list[str] = []
+    old, new = ((place / "server.crt").read_text() for place in (serving, renewed))
+    with serve("127.0.0.1:0", folder=serving, roster=keys / "roster", note=notes.append) as coordinator:
+
+        def served() -> str:
+            coordinator.sites()  # looks at the files
+            return ssl.get_server_certificate(("127.0.0.1", coordinator.port), ca_certs=str(keys / "ca.crt"), timeout=60)
+
+        assert served().split() == old.split()
+        (serving / "server.crt").write_text(new)
+        assert served().split() == old.split() and "the earlier one stays" in notes[-1]
+        (serving / "server.key").write_bytes((renewed / "server.key").read_bytes())
+        assert served().split() == new.split() and notes[-1].endswith("was renewed")
+
+
 def test_a_second_process_with_the_same_key_takes_over_and_the_first_ends(keys: Path) -> None:
     with serve("127.0.0.1:0", folder=keys, roster=keys / "roster") as coordinator:
         first = SiteThread(keys, coordinator.port, "a", Adder(1.0))
@@ -183,6 +205,26 @@ def test_the_port_serves_nothing_but_what_sites_call(keys: Path) -> None:
         large = client.post(url + "/v1/fleet/push-object", content=(b"x" for _ in range(3)))
         assert large.status_code == 413
     assert isinstance(Refused("x"), LaunchError)
+
+
+def test_a_request_that_ends_does_not_leave_a_later_one_of_the_same_key_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that was lost, or a stranger, who needs no secret to wait."""
+    from tauon.federated.flower import gate
+
+    async def waits() -> None:
+        one = gate.Gate(lambda *_: asyncio.sleep(0), lambda: None)
+        monkeypatch.setattr(gate, "LONGEST_WAIT", 0.05)
+        first = asyncio.create_task(one._wait(b"key", b"0"))
+        while not one._waiting:
+            await asyncio.sleep(0)
+        monkeypatch.setattr(gate, "LONGEST_WAIT", 120.0)
+        second = asyncio.create_task(one._wait(b"key", b"0"))
+        await first
+        one._bump([b"key"])
+        await asyncio.wait_for(second, 60)
+        assert not one._waiting
+
+    asyncio.run(waits())
 
 
 def test_a_transport_over_flowers_own_grid_needs_no_link_of_ours() -> None:

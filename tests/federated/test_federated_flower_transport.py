@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -237,3 +238,30 @@ def test_a_site_that_sends_nonsense_breaks_nothing(three: Coordinator, keys: Pat
     assert not len(three.link.state.object_store)
     answers = three.ask({name: message() for name in ("a", "b", "c")}, timeout=120)
     assert all(isinstance(answer, Message) for answer in answers.values())
+
+
+def test_a_site_cannot_answer_in_the_name_of_another(keys: Path) -> None:
+    from flwr.app import Message as FlowerMessage
+
+    from tauon.federated.flower.node import Connection
+    from tauon.federated.flower.wire import write_error
+
+    began, release = threading.Event(), threading.Event()
+
+    class Waits:
+        def answer(self, message: Message) -> Message:
+            began.set()
+            assert release.wait(120)
+            return message.answer("own")
+
+    (keys / "roster").write_text((keys / "roster").read_text() + make_site_key(keys, "eve") + "\n")
+    with federation(keys, {"a": Waits()}) as (coordinator, _, _), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(coordinator.ask, {"a": message()}, timeout=120)
+        assert began.wait(120)
+        (question,) = coordinator.link.state.message_ins_store.values()
+        with Connection(f"127.0.0.1:{coordinator.port}", keys / "eve.key", keys / "ca.crt", note=print) as connection:
+            connection.join()
+            assert not connection.reply(FlowerMessage(write_error("forged"), reply_to=question))
+        release.set()
+        answer = asked.result(120)["a"]
+    assert isinstance(answer, Message) and answer.kind == "own"

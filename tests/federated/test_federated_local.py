@@ -116,6 +116,34 @@ def test_a_private_site_never_uses_a_step_twice() -> None:
     assert again.job.step == 15
 
 
+def test_a_private_site_makes_no_more_steps_than_its_privacy_is_accounted_for() -> None:
+    local, state, server = LocalTraining(logistic(loader()), 60, most_steps=9), SiteState(), logistic(loader())
+    local.train(order(server, 1, steps=10), state)  # without privacy there is nothing to account for
+    local, state = LocalTraining(logistic(loader()), 60, most_steps=9), SiteState()
+    local.private = True
+    for number in (1, 1):  # a round that is done again counts again
+        local.train(order(server, number, steps=4), state)
+    with pytest.raises(MessageError, match="accounted for 9 steps, and this would be 12"):
+        local.train(order(server, 2, steps=4), state)
+    with pytest.raises(MessageError, match="accounted for 9 steps"):
+        local.fine_tune(2)
+    local.train(order(server, 2, steps=1), state)
+    again, saved = LocalTraining(logistic(loader()), 60, most_steps=9), SiteState()
+    again.private = True
+    saved.load(state.tensors())
+    with pytest.raises(MessageError, match="accounted for 9 steps"):
+        again.train(order(server, 3, steps=1), saved)
+
+
+def test_a_private_site_keeps_the_exact_loss_of_its_examples() -> None:
+    local, server = LocalTraining(logistic(loader()), 60, data=lambda: [DATA.batch(np.arange(60))]), logistic(loader())
+    assert {"loss", "first_loss"} <= local.train(order(server, 1, first_loss=True), SiteState()).fields.keys()
+    local.private = True
+    assert local.train(order(server, 2), SiteState()).fields.keys() == {"examples", "steps"} and 0 < local.loss < 10
+    with pytest.raises(MessageError, match="the exact loss of its examples stays here"):
+        local.train(order(server, 3, first_loss=True), SiteState())
+
+
 def gradient(x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     w, b = w.clone().requires_grad_(), b.clone().requires_grad_()
     F.cross_entropy(x @ w.t() + b, y).backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 import pytest
 import torch
@@ -38,6 +39,26 @@ def test_a_damaged_message_is_refused_or_another_message(at: int, flip: int) -> 
     data[at % len(data)] ^= flip
     with contextlib.suppress(MessageError):
         Message.from_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "size"),
+    [("F4", [2], 1), ("F6_E2M3", [4], 3), ("F8_E8M0", [1], 1), ("F32", [2**63, 0], 0), ("F32", [0, 2**62, 2**62], 0), ("F32", [-1], 4)],
+)
+def test_tensors_that_torch_cannot_hold_are_refused(dtype: str, shape: list[int], size: int) -> None:
+    header = json.dumps({"w": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}).encode()
+    ours = Message("trained", 1, "n").to_bytes()
+    start = 8 + int.from_bytes(ours[:8], "little")
+    with pytest.raises(MessageError):
+        Message.from_bytes(ours[:start] + len(header).to_bytes(8, "little") + header + bytes(size))
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_does_not_have_are_refused(value: str) -> None:
+    header = b'{"kind": "trained", "round": 1, "nonce": "n", "fields": {"loss": %s}}' % value.encode()
+    tensors = Message("x").to_bytes()
+    with pytest.raises(MessageError, match="not a number in JSON"):
+        Message.from_bytes(len(header).to_bytes(8, "little") + header + tensors[8 + int.from_bytes(tensors[:8], "little") :])
 
 
 def test_the_answer_is_of_the_round() -> None:

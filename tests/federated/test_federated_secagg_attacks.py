@@ -13,11 +13,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from secure_sites import RUN, SHAPES, Group, Wire, group, session
+from secure_sites import RUN, SHAPES, Group, Wire, flower, group, session
 
 from tauon.errors import TauonError
 from tauon.federated import Failure, Message
-from tauon.federated.secagg import Identity, PinnedKeys, Refused, RoundFailed, SecureSum, Session, SiteRules, join_sites, secure_sum
+from tauon.federated.secagg import (
+    Contribution,
+    Identity,
+    PinnedKeys,
+    Refused,
+    RoundFailed,
+    SecureSum,
+    Session,
+    SiteRules,
+    join_sites,
+    secure_sum,
+)
 from tauon.federated.secagg.keys import RoundKeys
 from tauon.federated.secagg.site import agreement
 
@@ -32,7 +43,7 @@ def attacked(g: Group, change: Change, number: int = 1) -> Wire:
     """Run a round with a coordinator that changes what it sends; it must not get a sum."""
     wire = Wire(g.sites, change=change)
     with pytest.raises(RoundFailed):
-        secure_sum(wire, g.names, g.work, g.layout, session(number), g.settings)
+        secure_sum(wire, g.names, g.work, g.layout, session(number), replace(g.settings, pinned=None))  # it compares nothing itself
     return wire
 
 
@@ -230,6 +241,29 @@ def test_a_coordinator_cannot_invent_more_sites_than_were_agreed() -> None:
     assert joined.names == () and all("as many as sites were agreed" in text for text in joined.refused.values())
 
 
+def test_a_site_that_claims_a_round_far_ahead_is_refused() -> None:
+    """All others would have to go on from there, for ever."""
+    g = group(4)
+    for number in (1, 2, 3):
+        finished(g, number)
+
+    class Ahead:
+        newest = 3 + 2**20
+
+        def answer(self, message: Message) -> Message:
+            answer = g.sites["site-00"].answer(message)
+            return fields(answer, newest=self.newest) if "newest" in answer.fields else answer
+
+    sites: dict[str, Any] = {**g.sites, "site-00": Ahead()}
+    assert join_sites(Wire(sites), g.names, PinnedKeys(), run=RUN).newest == 3 + 2**20
+    for far in (4 + 2**20, 10**4000):
+        Ahead.newest = far
+        joined = join_sites(Wire(sites), g.names, PinnedKeys(), run=RUN)
+        assert (
+            joined.names == tuple(g.names[1:]) and joined.newest == 3 and "far beyond the 3 of the other sites" in joined.refused["site-00"]
+        )
+
+
 def test_a_site_without_the_secret_of_its_identity_does_not_join() -> None:
     g, stolen = group(4), Identity.generate()
 
@@ -270,6 +304,56 @@ def test_a_model_of_its_own_for_one_site_is_refused() -> None:
         wire = attacked(g, at("keys", change))
         assert "was sent another model, or other settings" in wire.refusals["site-00"]
         assert len(wire.refusals) == 4
+
+
+def test_a_range_of_its_own_for_one_site_is_refused() -> None:
+    """With a bound so large that the values of all others are rounded to zero, the sum would be the update of the one."""
+
+    def coarse(layout: dict[str, Any]) -> dict[str, Any]:
+        return {**layout, "entries": [[name, shape, 1e30, noise, number] for name, shape, _, noise, number in layout["entries"]]}
+
+    g = group(5)
+    wire = attacked(g, at("keys", lambda name, m: m if name == "site-02" else fields(m, layout=coarse(m.fields["layout"]))))
+    assert "or other settings of training or sum" in wire.refusals["site-02"] and len(wire.refusals) == 5
+
+    def coarse_again(name: str, message: Message) -> Message:
+        second = message.fields["attempt"] == 1 and name != "site-02"
+        return fields(message, layout=coarse(message.fields["layout"])) if second else message
+
+    g = group(6)  # in the second key exchange of a round, too
+    wire = Wire(g.sites, {"shares": ["site-05"]}, change=at("keys", coarse_again))
+    with pytest.raises(RoundFailed):
+        secure_sum(wire, g.names, g.work, g.layout, session(), replace(g.settings, pinned=None))
+    assert len(wire.refusals) == 5 and "or other settings of training or sum" in wire.refusals["site-02"]
+
+
+def test_a_range_that_values_exceed_does_not_show_them() -> None:
+    g = group(4)
+    g.sites["site-01"].contribute = lambda _: Contribution(g.values["site-01"], {"weight": 1.0, "loss": 1234.5})
+    total = secure_sum(Wire(g.sites), g.names, g.work, g.layout, session(), g.settings)
+    assert "beyond the range of the sum" in total.lost["site-01"] and "1234" not in total.lost["site-01"]
+    seen: list[str] = []
+    machine, wire = SecureSum(g.names, g.work, g.layout, session(2), g.settings), Wire(g.sites)
+    while machine.stage != "masked":
+        machine.receive(wire.ask(machine.requests(), timeout=1))
+    flower("primitives.asymmetric")  # imports Flower, or skips
+    from flwr.app import Metadata
+    from flwr.app.message import make_message
+
+    from tauon.federated.flower import Answerer
+    from tauon.federated.flower.wire import write_message
+
+    metadata = Metadata(
+        run_id=1, message_id="m", src_node_id=1, dst_node_id=2, reply_to_message_id="", group_id="", created_at=0.0, ttl=60.0, message_type="query"
+    )  # fmt: skip
+    answer = Answerer(g.sites["site-01"], note=seen.append)(make_message(metadata, content=write_message(machine.requests()["site-01"])))
+    assert "1234" not in str(answer.error.reason) and "loss reaches 1234.5" in seen[0]  # for the site's own operator
+
+
+def test_a_range_for_more_sites_than_have_keys_is_refused() -> None:
+    """Steps are coarser the more sites there are."""
+    change = at("keys", lambda _, m: fields(m, layout={**m.fields["layout"], "sites": 1000}))
+    refused_by_all(group(4), change, "refuses a range for 1000 sites: 4 have a pinned identity key")
 
 
 # ------------------------------------------------------------------------------------------------ repetition

@@ -131,6 +131,14 @@ def test_a_secret_is_recovered_in_spite_of_wrong_shares() -> None:
         recover({k: bytes(32) for k in shares}, 3, lambda s: s == secret, "a")
 
 
+@pytest.mark.parametrize(("threshold", "count"), [(5, 9), (6, 11), (10, 11), (10, 19)])
+def test_whoever_sends_the_one_wrong_share_the_secret_is_recovered(threshold: int, count: int) -> None:
+    secret = os.urandom(32)
+    shares = dict(enumerate(split(secret, threshold, count), 1))
+    for liar in shares:
+        assert recover({**shares, liar: bytes(32)}, threshold, lambda s: s == secret, "a") == secret
+
+
 def test_added_masks_are_removed_by_subtracting_them() -> None:
     words = np.arange(40_000, dtype=np.uint32)
     masked = words.copy()

@@ -18,11 +18,13 @@ from tauon.federated.secagg import (
     SecureAggregationError,
     SecureSettings,
     SecureSum,
+    Session,
     SiteRules,
     Total,
     layout_of,
     secure_sum,
 )
+from tauon.federated.secagg.keys import Announcement
 
 
 def run(g: Group, lose: Mapping[str, Sequence[str]] | None = None, number: int = 1) -> Total:
@@ -188,6 +190,28 @@ def test_answers_that_make_no_sense_lose_the_site_only() -> None:
             machine.receive(answers)
         assert "site-02" not in machine.total.sites or stage in ("agree", "unmask")
         assert_is_sum(g, machine.total, list(machine.total.sites))
+
+
+@pytest.mark.parametrize("wrong", ["work", "mask_key", "share_key"])
+def test_a_site_whose_keys_the_others_would_refuse_is_left_out_and_named(wrong: str) -> None:
+    g = group(5, seed=9)
+
+    class Odd:
+        def answer(self, message: Message) -> Message:
+            answer = g.sites["site-02"].answer(message)
+            if message.kind != "secagg/keys":
+                return answer
+            values = Announcement(**{**vars(Announcement.from_json(answer.fields)), wrong: bytes(32)})  # of low order, if it is a key
+            signature = g.identities["site-02"].sign(values.body(session_of(message)))
+            return message.answer(answer.kind, Announcement(**{**vars(values), "signature": signature}).to_json())
+
+    total = secure_sum(Wire({**g.sites, "site-02": Odd()}), g.names, g.work, g.layout, session(), g.settings)  # type: ignore[dict-item]
+    assert_is_sum(g, total, [n for n in g.names if n != "site-02"])
+    assert ("another request" if wrong == "work" else "not a valid X25519 key") in total.lost["site-02"]
+
+
+def session_of(message: Message) -> Session:
+    return Session(message.fields["run"], message.round, message.nonce, message.fields["attempt"])
 
 
 def test_fewer_than_three_sites_are_refused() -> None:

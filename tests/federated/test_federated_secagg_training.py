@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from federated_jobs import Everything, Points, logistic, weights
+from tauon.config import parse
 from tauon.data import Loader
-from tauon.errors import RecipeError, TauonError
+from tauon.errors import RecipeError, TauonError, TrainingError
 from tauon.federated import (
     Failure,
+    Limits,
     LocalTraining,
     Message,
     PlainSummation,
@@ -25,6 +27,7 @@ from tauon.federated import (
     Weighting,
     federate,
 )
+from tauon.federated.config import FederateConfig
 from tauon.federated.private import (
     WITHIN,
     AdaptiveClip,
@@ -34,7 +37,8 @@ from tauon.federated.private import (
     PrivateSummation,
     UpdatePrivacy,
 )
-from tauon.federated.secagg import Identity, PinnedKeys, RoundFailed, SecureSite, SecureSummation, SiteRules, site_contribution
+from tauon.federated.protection import Who, protect
+from tauon.federated.secagg import Identity, Layout, PinnedKeys, RoundFailed, SecureSite, SecureSummation, SiteRules, site_contribution
 from tauon.federated.simulation import ByQuantity, ClientRows
 from tauon.federated.strategies import CoordinateMedian, FedAvg, Scaffold, StrategyConfig
 from tauon.train import TrainJob, train
@@ -146,6 +150,34 @@ def test_a_round_below_the_threshold_is_repeated_and_said_so() -> None:
     assert distance(sites_again, trained(Sites({n: training(n) for n in NAMES}), count=1)) < 1e-6
 
 
+def test_sites_that_meet_for_the_first_time_pin_each_other_before_they_train() -> None:
+    sites, events = secure(), []
+    for name in NAMES:
+        end: Any = sites.ends[name]
+        end.pinned, end.rules = PinnedKeys({name: end.identity.public}), SiteRules(first_use=True)
+    summation = SecureSummation("r", PinnedKeys())
+    trained(sites, summation, count=8, fraction=0.5, events=lambda kind, _: events.append(kind))  # 4 of 9 sites a round
+    assert events.count("federated_round") == 8 and "round_repeated" not in events
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_a_sum_of_too_few_sites_for_the_round_is_not_revealed(groups: bool) -> None:
+    """The round is repeated with the same weights: the difference of its two sums would be the update of the site that was missing."""
+    sites = secure()
+    sites.lost = {("b", "secagg/masked")}
+    shown: list[int] = []
+
+    def on_event(kind: str, fields: Mapping[str, Any]) -> None:
+        if kind in ("round_repeated", "federated_round"):
+            shown.append(sum(b"seed_shares" in raw for raw in sites.seen))
+            assert kind == "federated_round" or fields["failed"]["b"] == "masked: no answer"
+            sites.lost = set()
+
+    more: dict[str, Any] = {"strategy": CoordinateMedian(), "group": 3} if groups else {}
+    trained(sites, SecureSummation("r", PinnedKeys()), count=1, min_answers=9, events=on_event, **more)
+    assert shown == [0, 9]
+
+
 def test_a_coordinator_that_was_restarted_continues_with_higher_rounds() -> None:
     sites = secure()
     trained(sites, SecureSummation("r", PinnedKeys()), count=3)
@@ -194,6 +226,60 @@ def test_other_work_is_not_summed() -> None:
     for contribute in (site_contribution(training("a")), PrivateContribution(training("a"), central(), 5)):
         with pytest.raises(TauonError, match="'join'"):
             contribute(Message("join", 1, "n", {}))
+
+
+# ------------------------------------------------------------------------------------------------ what a site has agreed to
+
+
+PRIVACY = {"mode": "central", "clip_norm": 0.2, "noise_multiplier": 1e-9, "delta": 1e-3}
+
+
+def protected(privacy: Mapping[str, Any] | None = None, **more: Any) -> Sites:
+    """Sites as a recipe protects them, with the range of its sum and its weights."""
+    tree = {"rounds": 3, "sites": 9, "weighting": {"max_examples": 20}, "secure_aggregation": {}, "privacy": privacy, **more}
+    config = parse(FederateConfig, tree)
+    identities = {n: Identity.generate() for n in NAMES}
+    keys = {n: i.public for n, i in identities.items()}
+    return Sites({n: protect(training(n), config, Who(n, len(PARTS[n]), 9, "r", identities[n], PinnedKeys(keys))) for n in NAMES})
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_site_adds_to_a_sum_with_the_range_and_the_weights_of_its_recipe_only(private: bool) -> None:
+    def summation(factor: float = 1.0) -> SecureSummation:
+        made = PrivateSecureSummation("r", PinnedKeys(), central()) if private else SecureSummation("r", PinnedKeys())
+        own = made.layout
+
+        def layout(order: Message, request: RoundRequest, sites: int) -> Layout:
+            honest = own(order, request, sites)
+            return replace(honest, entries=tuple(replace(e, bound=e.bound * factor) for e in honest.entries))
+
+        made.layout = layout  # type: ignore[method-assign]
+        return made
+
+    trained(protected(PRIVACY if private else None), summation(), count=1)
+    for factor in (1e-6, 1e9):  # values beyond the bound would be told; values below a step would vanish
+        with pytest.raises(TrainingError, match="in the sum(, agreed were|: not what was agreed)"):
+            trained(protected(PRIVACY if private else None), summation(factor), count=1, attempts=1)
+    for weighting in (Weighting(max_examples=10**9), Weighting(by="equal", max_examples=20)):
+        with pytest.raises(TrainingError, match="this site would be weighted with"):
+            trained(protected(PRIVACY if private else None), summation(), count=1, attempts=1, weighting=weighting)
+
+
+def test_the_limit_of_the_norm_is_kept_by_each_site_and_checked_of_their_mean() -> None:
+    for sites, said in ((protected(max_norm=1e-3), "federate.max_norm"), (protected(), "a site did not keep to it")):
+        with pytest.raises(TrainingError, match=said):
+            trained(sites, SecureSummation("r", PinnedKeys()), count=1, attempts=1, limits=Limits(1e-3))
+    trained(protected(max_norm=50.0), SecureSummation("r", PinnedKeys()), count=1, attempts=1, limits=Limits(50.0))
+
+
+def test_a_site_measures_with_the_weights_of_its_recipe_only() -> None:
+    sites, summation = protected(), SecureSummation("r", PinnedKeys())
+    job = trained(sites, summation, count=1)
+    tensors = {n: t.clone() for n, t in weights(job).items()}
+    order = {n: Message("evaluate", 1, "n", {"session": sites.ends[n].others._session}, tensors) for n in NAMES}  # type: ignore[attr-defined]
+    assert summation.evaluate(sites, order, ["loss"], most_examples=20)["loss"] > 0
+    with pytest.raises(RoundFailed, match="would be weighted with most_examples 1000000000, agreed is 20"):
+        summation.evaluate(sites, order, ["loss"], most_examples=10**9)
 
 
 # ------------------------------------------------------------------------------------------------ privacy
@@ -253,6 +339,21 @@ def test_local_sites_send_no_exact_figures() -> None:
     assert b'"loss"' not in b"".join(sites.seen)
     with pytest.raises(TauonError, match="no exact figures"):
         sites.ends["a"].answer(Message("evaluate", 1, "n"))
+
+
+@pytest.mark.parametrize("loss", [10**400, "x", True, None])
+def test_private_numbers_that_make_no_sense_are_refused(loss: Any) -> None:
+    p = replace(central(noise_multiplier=30.0), mode="local", numbers={"loss": 5.0})
+    ends: dict[str, Any] = {n: PrivateSite(training(n), p, len(PARTS[n])) for n in NAMES}
+
+    class Odd:
+        def answer(self, message: Message) -> Message:
+            answer = ends["a"].answer(message)
+            return replace(answer, fields={**answer.fields, "private": {"loss": loss}}) if message.kind == "train" else answer
+
+    events: list[Mapping[str, Any]] = []
+    trained(Sites({**ends, "a": Odd()}), PrivateSummation(p), count=1, events=lambda _, fields: events.append(fields))
+    assert [e["refused"] for e in events if "refused" in e] == [{"a": "private numbers that are not finite"}]
 
 
 def test_sampled_sites_are_drawn_secretly_and_a_round_without_any_is_noise() -> None:

@@ -52,7 +52,10 @@ def test_a_good_update_is_read() -> None:
             for n in (10**9, 11, 0, -5, 2.5, None, "7", True, math.nan)
         ),
         (replace(GOOD, fields={**GOOD.fields, "steps": -1}), "steps"),
+        (replace(GOOD, fields={**GOOD.fields, "steps": 10**400}), "steps"),
         (replace(GOOD, fields={**GOOD.fields, "loss": math.nan}), "loss"),
+        (replace(GOOD, fields={**GOOD.fields, "loss": 10**400}), "loss"),
+        (replace(GOOD, fields={**GOOD.fields, "metrics": {"accuracy": -(10**400)}}), "accuracy"),
         (replace(GOOD, fields={**GOOD.fields, "metrics": {"accuracy": "high"}}), "accuracy"),
         (replace(GOOD, fields={**GOOD.fields, "metrics": [1]}), "metrics"),
     ],

@@ -215,7 +215,6 @@ CENTRAL = {"clip_norm": 1, "noise_multiplier": 1, "delta": 0.01}
     [
         ({"group": 3}, "federate.group"),
         ({"group": 3, "strategy": "fedadam"}, "federate.group"),
-        ({"max_norm": 1.0, "secure_aggregation": {}, "weighting": CAP}, "federate.max_norm"),
         ({"secure_aggregation": {"bound": 4}, "privacy": CENTRAL, "weighting": CAP}, "federate.secure_aggregation.bound"),
         ({"privacy": CENTRAL | {"contributors": 4}}, "federate.privacy.contributors"),
         ({"privacy": CENTRAL | {"mode": "local", "colluders": 1}}, "federate.privacy.colluders"),

@@ -130,7 +130,7 @@ class FederateConfig(Config):
     weighting: WeightingConfig = WeightingConfig()
     """How much each site counts."""
     max_norm: float | None = Field(None, gt=0)
-    """An update with a larger L2 norm is refused. Not with `secure_aggregation`. Left out: not limited."""
+    """An update with a larger L2 norm is refused; under secure aggregation by its own site, and the mean is checked. Left out: not limited."""
     secure_aggregation: SecureAggregationConfig | None = None
     """Hide single updates from the coordinator: {}. Needs `weighting.max_examples`, or `weighting.by: equal`. Left out: it sees each update."""
     privacy: UpdatePrivacyConfig | None = None
@@ -151,11 +151,6 @@ class FederateConfig(Config):
             )
             yield "group", message
         yield from self._weights_without_effect()
-        if secure is not None and self.raw_value("max_norm") is not None:
-            yield (
-                "max_norm",
-                "is checked on single updates, which secure aggregation hides. Remove it; secure_aggregation.bound limits each number.",
-            )
         if secure is not None and privacy is not None and "bound" in secure.model_fields_set:
             yield "secure_aggregation.bound", "has no effect with privacy, whose clip_norm bounds the updates. Remove it."
         if simulate is not None and simulate.raw_value("compare") is True and simulate.raw_value("sites") > 20:

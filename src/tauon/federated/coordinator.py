@@ -24,7 +24,7 @@ from tauon.federated.roster import EventFn, Roster
 from tauon.federated.rounds import Rounds
 from tauon.federated.strategies import FedBuff, StrategyConfig
 from tauon.federated.summation import PlainSummation, Summation
-from tauon.federated.updates import travelling
+from tauon.federated.updates import LARGEST_COUNT, finite_number, travelling
 from tauon.optim import Constant
 from tauon.train import TrainJob
 from tauon.types import Batch
@@ -151,9 +151,14 @@ def weights_for(
 def _evaluation(answer: Any, nonce: str) -> dict[str, Any]:
     if not isinstance(answer, Message):
         return {"failed": answer.reason}
-    fields = dict(answer.fields)
-    good = answer.kind == "evaluated" and answer.nonce == nonce and isinstance(fields.get("examples"), int)
-    return fields if good else {"failed": "not an answer to this request"}
+    examples, metrics, tuned = (answer.fields.get(k) for k in ("examples", "metrics", "tuned"))
+    if answer.kind != "evaluated" or answer.nonce != nonce or not isinstance(examples, int) or not 0 <= examples <= LARGEST_COUNT:
+        return {"failed": "not an answer to this request"}
+    figures = {"metrics": metrics, **({} if tuned is None else {"tuned": tuned})}
+    for each in figures.values():
+        if not isinstance(each, Mapping) or any(finite_number(v) is None for v in each.values()):
+            return {"failed": "its metrics are not finite numbers by name"}
+    return {"examples": examples, **{kind: {str(n): float(v) for n, v in each.items()} for kind, each in figures.items()}}
 
 
 def fairness(evaluations: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, float]:

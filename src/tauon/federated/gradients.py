@@ -109,7 +109,7 @@ class FederatedGradients:
             collected = self.summation.collect(self.transport, request)
             for name, reason in collected.failed.items():
                 self.roster.forget(name, reason)
-            good, enough = len(collected.sites), self._is_enough(collected)
+            good, enough = len(collected.sites), self._is_enough(len(collected.sites), len(collected.updates))
             event: dict[str, Any] = {"round": number, "attempt": attempt, "asked": len(asked), "good": good}
             event |= {"sites": collected.sites, "failed": collected.failed, "refused": collected.refused}
             if enough:
@@ -154,11 +154,11 @@ class FederatedGradients:
     def _least(self) -> int:
         return max(self.rounds.min_answers, self.summation.smallest_group)
 
-    def _is_enough(self, collected: Collected) -> bool:
-        if len(collected.sites) < self._least() or not collected.updates:
+    def _is_enough(self, sites: int, groups: int) -> bool:
+        if sites < self._least() or not groups:
             return False
         try:
-            self.strategy.refuse(len(collected.updates))
+            self.strategy.refuse(groups)
         except RecipeError:
             return False  # sites vanished: a robust rule no longer has enough updates
         return True
@@ -179,7 +179,7 @@ class FederatedGradients:
         everyone = rounds.weighting.of([joined[n].examples for n in present])
         return RoundRequest(
             messages, self._groups(asked, number, attempt), {n: joined[n].examples for n in asked}, rounds.timeout, rounds.weighting, rounds.limits,
-            sum(everyone) * len(asked) / len(present), list(self.strategy.send(self.state.held)),
+            sum(everyone) * len(asked) / len(present), list(self.strategy.send(self.state.held)), self._is_enough,
         )  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:

@@ -86,18 +86,25 @@ class LocalTraining:
         examples: number of the site's training examples.
         keep: names of tensors that stay at the site (`StrategyConfig.keep`).
         data: batches of all its training examples, for strategies that need their loss (q-FedAvg).
+        most_steps: steps that the privacy of a private job is accounted for; it makes no more, whatever it is asked. None: not limited.
+
+    Attributes:
+        loss: mean training loss of the last round. That of a private job is exact, so it stays at the site.
 
     Raises:
         RecipeError: the optimizer averages weights itself, so that there is no one set of weights to send.
     """
 
-    def __init__(self, job: TrainJob, examples: int, *, keep: Collection[str] = (), data: Batches | None = None) -> None:
+    def __init__(
+        self, job: TrainJob, examples: int, *, keep: Collection[str] = (), data: Batches | None = None, most_steps: int | None = None
+    ) -> None:  # fmt: skip
         if job.eval_weights is not None:
             raise RecipeError(
                 [Problem("optim.kind", "it averages weights itself, but federated training averages over sites. Use adamw or sgd.")]
             )
         job.ema = None  # the average is over rounds, at the coordinator
-        self.job, self.examples, self.data = job, examples, data
+        self.job, self.examples, self.data, self.most_steps = job, examples, data, most_steps
+        self.loss = math.nan
         self.private = isinstance(job.functions.make, PrivateGradients)
         self._pull = _Pull(job)
         job.policy = replace(job.policy, schedule=_RoundRate())
@@ -142,9 +149,10 @@ class LocalTraining:
         train(job, hooks=[note])
         if not losses:
             raise MessageError("all local steps were skipped: their gradients were not finite")
-        fields: dict[str, Any] = {"examples": self.examples, "steps": steps, "loss": sum(losses) / len(losses)}
-        if not math.isfinite(fields["loss"]):  # of a private job, whose steps do not depend on it
-            del fields["loss"]
+        self.loss = sum(losses) / len(losses)
+        fields: dict[str, Any] = {"examples": self.examples, "steps": steps}
+        if not self.private:
+            fields["loss"] = self.loss
         if first_loss is not None:
             fields["first_loss"] = first_loss
         update = {n: difference(whole(t), message.tensors[n]) for n, t in self.travels.items()}
@@ -162,6 +170,7 @@ class LocalTraining:
         self._reset_optimizer(RoundOrder(1, steps=steps), {})
         self._pull.start(0.0, None, None)
         start = self.job.step if self.private else 0
+        self._refuse_beyond(start + steps)
         self.job.step, self.job.policy = start, replace(self.job.policy, total_steps=start + steps, schedule=_RoundRate())
         self.job.notes.pop("stopped", None)
         train(self.job)
@@ -171,10 +180,18 @@ class LocalTraining:
         loader: Any = self.job.loader
         steps = order.steps if order.steps is not None else loader.steps_for(order.epochs)
         start = max(state.steps, self.job.step) if self.private else (order.round - 1) * steps
+        self._refuse_beyond(start + steps)
         self.job.step = start
         self.job.notes.pop("stopped", None)
         self.job.policy = replace(self.job.policy, total_steps=start + steps, schedule=_RoundRate(share=order.rate))
         return int(steps)
+
+    def _refuse_beyond(self, steps: int) -> None:
+        """Raise `MessageError` for steps that the privacy of the site's examples was not accounted for: more work than agreed, or rounds done again."""
+        if self.private and self.most_steps is not None and steps > self.most_steps:
+            raise MessageError(
+                f"the privacy of this site's examples is accounted for {self.most_steps:,} steps, and this would be {steps:,}"
+            )
 
     def _reset_optimizer(self, order: RoundOrder, own: Mapping[str, Tensor]) -> None:
         for part in getattr(self.job.optimizer, "parts", [self.job.optimizer]):
@@ -190,6 +207,8 @@ class LocalTraining:
         return tensors
 
     def _first_loss(self) -> float:
+        if self.private:
+            raise MessageError("this site trains with privacy, and the exact loss of its examples stays here: use another strategy")
         if self.data is None:
             raise MessageError("this site was set up without the loss over its training examples, which the strategy needs")
         return validation_loss(self.job, iter(self.data()))

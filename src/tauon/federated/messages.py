@@ -64,10 +64,12 @@ class Message:
         if len(data) < 8 or size > min(LARGEST_HEADER, len(data) - 8):
             raise MessageError(f"a message of {len(data)} bytes is cut off, or its header of {size} bytes is too long")
         try:
-            header = json.loads(data[8 : 8 + size])
+            header = json.loads(data[8 : 8 + size], parse_constant=_refuse_constant)
             tensors = load(data[8 + size :])
         except (ValueError, SafetensorError, RecursionError) as err:
             raise MessageError(f"a message that cannot be read: {err}") from None
+        except (KeyError, TypeError, RuntimeError, OverflowError) as err:  # of types and shapes that safetensors knows and torch does not
+            raise MessageError(f"a message with tensors of an unknown type or an impossible shape: {type(err).__name__} {err}") from None
         match header:
             case {"kind": str(kind), "round": int(number), "nonce": str(nonce), "fields": dict(fields)} if len(header) == 4 and number >= 0:
                 return cls(kind, number, nonce, fields, tensors)
@@ -76,6 +78,10 @@ class Message:
     def answer(self, kind: str, fields: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None) -> Message:
         """Return an answer to this message: of the same round, with the same nonce."""
         return Message(kind, self.round, self.nonce, fields or {}, tensors or {})
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number in JSON")
 
 
 @dataclass(frozen=True)

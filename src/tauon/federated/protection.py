@@ -19,7 +19,7 @@ from typing import Any
 
 from tauon.errors import TauonError
 from tauon.federated.config import FederateConfig
-from tauon.federated.messages import Failure, Message, Site, Transport
+from tauon.federated.messages import Failure, Message, MessageError, Site, Transport
 from tauon.federated.private import (
     WITHIN,
     AdaptiveClip,
@@ -30,10 +30,20 @@ from tauon.federated.private import (
     UpdatePrivacy,
     calibrate_noise,
 )
-from tauon.federated.secagg import Identity, PinnedKeys, SecureSettings, SecureSite, SecureSummation, SiteRules, site_contribution
+from tauon.federated.secagg import (
+    AgreedRange,
+    Identity,
+    PinnedKeys,
+    SecureSettings,
+    SecureSite,
+    SecureSummation,
+    SiteRules,
+    site_contribution,
+)
 from tauon.federated.summation import PlainSummation, Summation
+from tauon.federated.updates import CONTROL, norm_of
 
-__all__ = ["SecuredSimulation", "Who", "adaptive_clip", "protect", "summation_of", "update_privacy"]
+__all__ = ["SecuredSimulation", "Who", "adaptive_clip", "most_held_out", "protect", "summation_of", "update_privacy"]
 
 
 @dataclass(frozen=True)
@@ -112,13 +122,45 @@ def protect(site: Site, config: FederateConfig, who: Who) -> Site:
         return PrivateSite(site, privacy, who.examples, adaptive=moves) if privacy is not None and privacy.mode == "local" else site
     assert who.identity is not None
     assert who.pinned is not None
-    private = None if privacy is None else PrivateContribution(site, privacy, who.examples, adaptive=moves)
+    agreed = _AsAgreed(site, config)
+    private = None if privacy is None else PrivateContribution(agreed, privacy, who.examples, adaptive=moves)
     rules = SiteRules(fewest=SiteRules().fewest if privacy is None else privacy.fewest, first_use=secure.first_use, most_sites=who.sites)
     end = SecureSite(
-        who.name, who.identity, who.pinned, private or site_contribution(site), run=who.run, rules=rules, noise=private, memory=who.memory
-    )
+        who.name, who.identity, who.pinned, private or site_contribution(agreed), run=who.run, rules=rules, memory=who.memory,
+        noise=private or AgreedRange(secure.bound),
+    )  # fmt: skip
     end.others, end.allowed = site, ("join", "final")
     return end
+
+
+def most_held_out(config: FederateConfig) -> int:
+    """Return the held-out examples at which a site's weight in a mean of metrics is 1."""
+    return config.weighting.max_examples or 100_000
+
+
+class _AsAgreed:
+    """A site in secure sums: refuses other weights than the recipe's, and an update beyond `max_norm`, which no one else can measure. With weights so small
+    that most updates are rounded to zero, the sum would be the update of the largest site.
+    """
+
+    def __init__(self, site: Site, config: FederateConfig) -> None:
+        self.site, self.max_norm = site, config.max_norm
+        weighting = config.weighting
+        self.agreed: dict[str, Mapping[str, Any]] = {
+            "train": {"weight_by": weighting.by, "max_examples": weighting.max_examples},
+            "evaluate": {"most_examples": most_held_out(config)},
+        }
+
+    def answer(self, message: Message) -> Message:
+        for name, value in self.agreed.get(message.kind, {}).items():
+            if message.fields.get(name) != value:
+                raise MessageError(f"this site would be weighted with {name} {message.fields.get(name)!r}, agreed is {value!r}")
+        answer = self.site.answer(message)
+        if message.kind == "train" and self.max_norm is not None:
+            norm = norm_of({n: t for n, t in answer.tensors.items() if not n.startswith(CONTROL)})
+            if not norm <= self.max_norm:
+                raise MessageError(f"its update is above the limit of {self.max_norm:g} (federate.max_norm), or not finite")
+        return answer
 
 
 class SecuredSimulation:

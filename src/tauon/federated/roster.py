@@ -11,12 +11,12 @@ from typing import Any
 from tauon.errors import TauonError
 from tauon.federated.messages import Failure, Message, MessageError, Transport
 from tauon.federated.training_site import check_identity
+from tauon.federated.updates import LARGEST_COUNT
 
 __all__ = ["Joined", "Roster", "sample_sites"]
 
 EventFn = Callable[[str, Mapping[str, Any]], None]
 """Called with the kind of an event and its fields, JSON values."""
-MOST_EXAMPLES = 10**12
 MANY = 100
 """Sites that join at once up to which each has an event of its own."""
 
@@ -90,7 +90,7 @@ class Roster:
         examples, session = answer.fields.get("examples"), answer.fields.get("session")
         if answer.kind != "joined" or answer.nonce != message.nonce or not isinstance(session, str):
             raise MessageError(f"{name} gave no proper answer to the request to join")
-        if not isinstance(examples, int) or isinstance(examples, bool) or not 1 <= examples <= MOST_EXAMPLES:
-            raise MessageError(f"{name} declares {examples!r} training examples")
+        if not isinstance(examples, int) or isinstance(examples, bool) or not 1 <= examples <= LARGEST_COUNT:
+            raise MessageError(f"{name} declares {str(examples)[:40]} training examples")
         check_identity(self.identity, answer.fields.get("identity") or {}, who=name)
         return Joined(examples, session)

@@ -6,7 +6,7 @@ Plain: each site's update is checked and is known to the coordinator. Secure agg
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -40,6 +40,9 @@ class RoundRequest:
     """Sum of the weights of a round in which every sampled site answers, on average (`Weighting.divisor`); 0: not known."""
     extra: Collection[str] = ()
     """Names that an update has besides those that were sent (control variates)."""
+    enough: Callable[[int, int], bool] = lambda sites, groups: True
+    """Whether answers of so many sites, in so many groups, make a round. If not, the round is repeated, and a summation that hides single updates does
+    not reveal the sums: the difference of two sums of the same round is the update of those that are in one of them only."""
 
 
 @dataclass
@@ -92,7 +95,7 @@ class PlainSummation:
                 result.refused[name] = str(err)
                 continue
             good[name] = update
-            known = {"examples": update.examples, "steps": update.steps, "loss": update.loss, **update.metrics}
+            known = {**update.metrics, "examples": update.examples, "steps": update.steps, "loss": update.loss}
             result.sites[name] = {k: v for k, v in known.items() if not (isinstance(v, float) and math.isnan(v))}
         for group in request.groups:
             members = [good[name] for name in group if name in good]

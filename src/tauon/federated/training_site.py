@@ -36,11 +36,13 @@ WAYS_OUT = {
 """What to do where coordinator and site differ, by the name of what differs."""
 
 
-def check_identity(ours: Mapping[str, str], theirs: Mapping[str, Any], *, who: str) -> None:
+def check_identity(ours: Mapping[str, str], theirs: Any, *, who: str) -> None:
     """Raise `MessageError` if two parties do not train the same: version, recipe, schema, normalising statistics, frozen weights, by name.
 
     Names that only one side has are not compared.
     """
+    if not isinstance(theirs, Mapping):
+        raise MessageError(f"{who} sent no names with hashes of what both sides must have in common")
     for name, value in ours.items():
         if name in theirs and theirs[name] != value:
             why = WAYS_OUT.get(name, "both sides must have the same")

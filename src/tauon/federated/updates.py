@@ -28,11 +28,14 @@ __all__ = [
     "batch_norm_names",
     "check_update",
     "fingerprint",
+    "finite_number",
     "freeze_lora_a",
     "travelling",
     "weighted_sum",
 ]
 
+LARGEST_COUNT = 10**12
+"""Examples or steps that anyone may report, where nothing closer is known."""
 CONTROL = "control/"
 """Prefix of the names of control variates (SCAFFOLD) in a message; a parameter's name follows."""
 
@@ -237,9 +240,19 @@ def _count(fields: Mapping[str, Any], name: str, site: str, most: int | None) ->
     value = fields.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise MessageError(f"{site} reports {name} {value!r}, expected a whole number of at least 1")
-    if most is not None and value > most:
-        raise MessageError(f"{site} reports {value:,} {name}, at most {most:,} are possible")
+    if value > (LARGEST_COUNT if most is None else most):
+        raise MessageError(f"{site} reports {value:,} {name}, at most {LARGEST_COUNT if most is None else most:,} are possible")
     return value
+
+
+def finite_number(value: Any) -> float | None:
+    """Return a number that another party sent as a float, or None if it is not finite, too large for a float, or no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits, which JSON can hold
+        return None
 
 
 def _number(fields: Mapping[str, Any], name: str, site: str) -> float:
@@ -247,6 +260,7 @@ def _number(fields: Mapping[str, Any], name: str, site: str) -> float:
     value = fields.get(name)
     if value is None:
         return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise MessageError(f"{site} reports {name} {value!r}, expected a finite number")
-    return float(value)
+    number = finite_number(value)
+    if number is None:
+        raise MessageError(f"{site} reports {name} {str(value)[:40]!r}, expected a finite number")
+    return number

@@ -13,7 +13,7 @@ from pathlib import Path
 from tauon.errors import LaunchError
 from tauon.federated.flower.grid import local_grid
 from tauon.federated.flower.keys import CertificateError, check_certificate, names_by_key, read_roster, refuse_readable
-from tauon.federated.flower.link import SuperLink, open_link
+from tauon.federated.flower.link import SuperLink, open_link, server_context
 from tauon.federated.flower.site import greeting
 from tauon.federated.flower.transport import END, FlowerTransport
 from tauon.federated.messages import Failure, Message
@@ -44,7 +44,7 @@ class Coordinator:
 
     def __init__(self, link: SuperLink, roster: Path, certificate: Path, recipe: str, note: Callable[[str], None]) -> None:
         self.link, self.roster, self.certificate, self.note = link, roster, certificate, note
-        self._roster_stamp, self._certificate_stamp = 0, _stamp(certificate)
+        self._roster_stamp, self._certificate_stamp = 0, self._certificate_stamps()
         self._watched = time.monotonic()
         self._names: dict[bytes, str] = {}
         self._read_roster()
@@ -107,20 +107,24 @@ class Coordinator:
             except CertificateError as err:
                 self._roster_stamp = _stamp(self.roster)
                 self.note(Trouble(f"the roster was changed but cannot be used, and the earlier one stays: {err}"))
-        key = self.certificate.with_suffix(".key")
-        if _stamp(self.certificate) != self._certificate_stamp and self.link.tls is not None:
-            self._certificate_stamp = _stamp(self.certificate)
+        if (stamps := self._certificate_stamps()) != self._certificate_stamp and self.link.tls is not None:
+            self._certificate_stamp, key = stamps, self.certificate.with_suffix(".key")
             try:
+                check_certificate(self.certificate)
+                server_context(self.certificate, key)  # a context that fails to load a pair has lost the earlier one
                 self.link.tls.load_cert_chain(self.certificate, key)
                 self.note(f"{self.certificate} was renewed")
-            except OSError as err:
-                self.note(Trouble(f"{self.certificate} was changed but cannot be used, and the earlier one stays: {err}"))
+            except (LaunchError, OSError) as err:
+                self.note(Trouble(f"{self.certificate} or its key was changed but cannot be used, and the earlier one stays: {err}"))
         if time.monotonic() - self._watched > WATCH_EVERY:
             self._watched = time.monotonic()
             try:
                 check_certificate(self.certificate, note=self.note)
             except CertificateError as err:
                 self.note(Trouble(f"sites cannot connect again: {err}"))
+
+    def _certificate_stamps(self) -> tuple[int, int]:
+        return _stamp(self.certificate), _stamp(self.certificate.with_suffix(".key"))
 
     def _read_roster(self) -> None:
         self._roster_stamp = _stamp(self.roster)

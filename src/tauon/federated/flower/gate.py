@@ -49,7 +49,7 @@ class Gate:
         self.app, self.arrived = app, arrived
         self.sequences: dict[bytes, int] = {}
         self.instances: dict[bytes, bytes] = {}
-        self._waiting: dict[bytes, asyncio.Event] = {}
+        self._waiting: dict[bytes, set[asyncio.Event]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def pushed(self, *public_keys: bytes) -> None:
@@ -61,8 +61,7 @@ class Gate:
     def _bump(self, keys: list[bytes]) -> None:
         for key in keys:
             self.sequences[key] = self.sequences.get(key, 0) + 1
-            event = self._waiting.pop(key, None)
-            if event is not None:
+            for event in self._waiting.pop(key, ()):
                 event.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,11 +90,17 @@ class Gate:
         """Return once more was pushed than the site has seen, or after 10 s."""
         if seen != str(self.sequences.get(key, 0)).encode():
             return
-        event = self._waiting.setdefault(key, asyncio.Event())
+        event = asyncio.Event()  # of its own: one that ends must not leave another one, of a new connection or a stranger, asleep
+        waiting = self._waiting.setdefault(key, set())
+        waiting.add(event)
         try:
             await asyncio.wait_for(event.wait(), LONGEST_WAIT)
         except TimeoutError:
-            self._waiting.pop(key, None)
+            pass
+        finally:
+            waiting.discard(event)
+            if not waiting and self._waiting.get(key) is waiting:
+                del self._waiting[key]
 
     def _with_sequence(self, send: Send, key: bytes, activated: bytes | None) -> Send:
         sequence = str(self.sequences.get(key, 0)).encode()  # before the state is read: a push during the request is seen by the next one

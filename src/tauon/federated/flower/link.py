@@ -125,6 +125,16 @@ def _link_state() -> Any:
     return RestartableState(NoOpFederationManager(), ObjectStoreFactory().store())
 
 
+async def _own_answers(request: Any, call_next: Any) -> Any:
+    """Refuse an answer in the name of another site: Flower compares the key with the request's node, but not with who the answer says it is of."""
+    from starlette.responses import JSONResponse
+
+    pushed: Any = getattr(request.state, "protobuf_request", None)
+    if any(answer.metadata.src_node_id != pushed.node.node_id for answer in getattr(pushed, "messages_list", ())):
+        return JSONResponse({"detail": "An answer of another site."}, status_code=403)
+    return await call_next(request)
+
+
 def _application(state: Any) -> Any:
     """Return Flower's Fleet API, with its node authentication, as an ASGI application."""
     from fastapi import FastAPI
@@ -143,6 +153,7 @@ def _application(state: Any) -> Any:
         Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
         Middleware(ProtobufTranslationMiddleware),
         Middleware(NodeAuthMiddleware),
+        Middleware(BaseHTTPMiddleware, dispatch=_own_answers),
     ]
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, middleware=order)
     app.state.linkstate_factory = Factory()

@@ -64,7 +64,8 @@ class Answerer:
             raise  # the training was stopped from outside, and with it the site
         except TauonError as err:
             reason = str(err)
-            self.note(Trouble(f"answered with a refusal: {reason}"))
+            cause = "" if err.__cause__ is None else f" ({err.__cause__})"  # stays here
+            self.note(Trouble(f"answered with a refusal: {reason}{cause}"))
         except Exception as err:
             log.exception("the site failed to answer")
             reason = f"the site failed with {type(err).__name__}; its own log has the details"

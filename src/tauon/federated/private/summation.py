@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tauon.errors import Problem, RecipeError, TrainingError
+from tauon.errors import PrivacyError, Problem, RecipeError, TrainingError
 from tauon.federated.messages import Failure, Message, MessageError, Site, Transport
 from tauon.federated.private.clipping import WITHIN, AdaptiveClip, add_central_noise, add_local_noise, clip_contribution, private_mean
 from tauon.federated.private.distributed import DistributedNoise
@@ -25,7 +25,7 @@ from tauon.federated.private.settings import UpdatePrivacy, private_layout
 from tauon.federated.secagg import Contribution, Integers, Layout, PinnedKeys, SecureSettings, Total
 from tauon.federated.secagg.summation import SecureSummation
 from tauon.federated.summation import Collected, RoundRequest, tensor_bytes
-from tauon.federated.updates import CONTROL, Update, check_update
+from tauon.federated.updates import CONTROL, Update, check_update, finite_number
 from tauon.privacy.noise import NoiseSource
 
 __all__ = ["PrivateContribution", "PrivateSecureSummation", "PrivateSite", "PrivateSummation"]
@@ -153,7 +153,10 @@ class PrivateSummation(_Rounds):
 
     def _vector(self, update: Update, answer: Message, weight: float) -> Contribution:
         if self.privacy.mode == "local":
-            return Contribution(update.tensors, {name: float(answer.fields["private"][name]) for name in self.privacy.numbers})
+            numbers = {name: finite_number(answer.fields["private"][name]) for name in self.privacy.numbers}
+            if None in numbers.values():
+                raise MessageError("private numbers that are not finite")
+            return Contribution(update.tensors, {name: v for name, v in numbers.items() if v is not None})
         known = {LOSS: 0.0 if math.isnan(update.loss) else update.loss, **update.metrics}
         return clip_contribution(update.tensors, known, self.privacy, weight=weight)
 
@@ -187,6 +190,8 @@ class PrivateSecureSummation(_Rounds, SecureSummation):
     def collect(self, transport: Transport, request: RoundRequest) -> Collected:
         """See `Summation.collect`. Sites that were not drawn count as answers."""
         asked = self.drawn(request)
+        others = len(request.messages) - len(asked.messages)
+        asked = replace(asked, enough=lambda sites, groups: request.enough(sites + others, groups))
         result = SecureSummation.collect(self, transport, asked)
         if result.updates:
             result.sites |= {name: {} for name in request.messages if name not in asked.messages}
@@ -229,7 +234,15 @@ class PrivateContribution:
         return add_local_noise(vector, self.privacy, self._source, self._draws) if self.privacy.mode == "local" else vector
 
     def draw(self, layout: Layout, round: int) -> Mapping[str, Integers]:
-        """The site's share of distributed noise, for the clipping norm of the round."""
+        """The site's share of distributed noise, for the clipping norm of the round. Raises `PrivacyError` for another range than agreed."""
+        shapes = {e.name: e.shape for e in layout.entries if not e.is_number}
+        agreed = {e.name: e for e in private_layout(shapes, self.privacy, layout.sites).entries}
+        for entry in layout.entries:
+            known = agreed.get(entry.name)
+            if known is None or not all(
+                math.isclose(a, b, rel_tol=1e-6) for a, b in ((entry.bound, known.bound), (entry.noise, known.noise))
+            ):
+                raise PrivacyError(f"{entry.name} has bound {entry.bound:g} and noise {entry.noise:g} in the sum: not what was agreed")
         return DistributedNoise(self.privacy).draw(layout, round) if self.privacy.mode == "distributed" else {}
 
 

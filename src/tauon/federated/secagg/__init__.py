@@ -6,9 +6,10 @@ from tauon.federated.secagg.quantise import Contribution, Entry, Integers, Layou
 from tauon.federated.secagg.server import SecureSettings, SecureSum, secure_sum
 from tauon.federated.secagg.session import Refused, RoundFailed, SecureAggregationError, Session
 from tauon.federated.secagg.site import IntegerNoise, SecureSite, SiteRules
-from tauon.federated.secagg.summation import SecureSummation, site_contribution
+from tauon.federated.secagg.summation import AgreedRange, SecureSummation, site_contribution
 
 __all__ = [
+    "AgreedRange",
     "Contribution",
     "Entry",
     "Identity",

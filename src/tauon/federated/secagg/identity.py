@@ -113,13 +113,15 @@ class PinnedKeys(Mapping[str, bytes]):
                 f"{name} has another identity key than the one that was pinned: {fingerprint(public)}, pinned {fingerprint(before)}. Ask its operator "
                 f"by another channel; if the key was replaced, remove {name} from {self.path or 'the pinned keys'}."
             )
-        for other, key in self._keys.items():
-            if key == public and other != name:
-                raise Refused(f"{name} and {other} have the same identity key")
+        if before is not None:
+            return
+        other = next((n for n, key in self._keys.items() if key == public), None)
+        if other is not None:
+            raise Refused(f"{name} and {other} have the same identity key")
         self._keys[name] = public
-        if self.on_pin is not None and before is None:
+        if self.on_pin is not None:
             self.on_pin(name, public)
-        if self.path is not None and before is None:
+        if self.path is not None:
             atomic_write(self.path, json.dumps({n: k.hex() for n, k in sorted(self._keys.items())}, indent=1) + "\n")
 
     def check(self, name: str, signature: bytes, data: bytes) -> None:

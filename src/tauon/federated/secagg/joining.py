@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,10 @@ from tauon.federated.secagg.session import Refused
 from tauon.federated.secagg.site import joining
 
 __all__ = ["JoinedSites", "join_sites"]
+
+
+FURTHEST = 1 << 20
+"""Rounds that a site may be beyond the middle one of the sites. One that lies could otherwise bring all to numbers that no message can hold."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,19 @@ def join_sites(transport: Transport, names: Sequence[str], pinned: PinnedKeys, *
     """Collect the identity keys of the sites in `pinned`, and have every site compare them. A site that refuses, or whose key is another one than
     before, does not join.
     """
-    nonce, refused, newest = secrets.token_hex(16), {}, 0
+    nonce, refused, rounds = secrets.token_hex(16), {}, {}
     message = Message("secagg/join", 0, nonce, {"run": run})
-    joined = []
     for name, answer in transport.ask(dict.fromkeys(names, message), timeout=timeout).items():
         try:
-            number = _pin(name, answer, message, pinned, run)
+            rounds[name] = _pin(name, answer, message, pinned, run)
         except Refused as err:
             refused[name] = str(err)
-            continue
-        newest = max(newest, number)
-        joined.append(name)
+    usual = statistics.median_low(rounds.values()) if rounds else 0
+    for name, number in rounds.items():  # all sites would have to go on from there, and their numbers never fall
+        if number > usual + FURTHEST:
+            refused[name] = f"it took part in round {str(number)[:20]}, it says, far beyond the {usual} of the other sites"
+    joined = [name for name in rounds if name not in refused]
+    newest = max((rounds[name] for name in joined), default=0)
     keys = {name: pinned[name].hex() for name in joined}
     message = Message("secagg/pin", 0, nonce, {"run": run, "keys": keys})
     answers = transport.ask(dict.fromkeys(joined, message), timeout=timeout) if joined else {}

@@ -17,7 +17,7 @@ from typing import Any
 from tauon.federated.secagg.identity import Identity, PinnedKeys
 from tauon.federated.secagg.session import Refused, Session, import_primitives
 
-__all__ = ["Announcement", "RoundKeys", "derive", "mask_key_of", "public_of"]
+__all__ = ["Announcement", "RoundKeys", "check_keys", "derive", "mask_key_of", "public_of"]
 
 BYTES, NONCE = 32, 12
 
@@ -32,7 +32,7 @@ class Announcement:
     commitment: bytes
     """SHA-256 of its seed: a seed that is reconstructed from shares is compared with it."""
     work: bytes
-    """SHA-256 of what it was asked to do."""
+    """SHA-256 of what it was asked to do, and of the layout of the sum."""
     signature: bytes = b""
 
     def body(self, session: Session) -> bytes:
@@ -82,6 +82,12 @@ def _exchange(secret: bytes, public: bytes, whose: str) -> bytes:
         return bytes(X25519PrivateKey.from_private_bytes(secret).exchange(X25519PublicKey.from_public_bytes(public)))
     except ValueError:
         raise Refused(f"the key of {whose} is not a valid X25519 key") from None
+
+
+def check_keys(announced: Announcement) -> None:
+    """Raise `Refused` if a key of an announcement is no valid X25519 key: no site could exchange keys with it."""
+    for public in (announced.mask_key, announced.share_key):
+        _exchange(os.urandom(BYTES), public, announced.name)
 
 
 def mask_key_of(secret: bytes, own: Announcement, other: Announcement, session: Session) -> bytes:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tauon.federated.secagg.masks import Words
-from tauon.federated.secagg.session import RoundFailed, SecureAggregationError
+from tauon.federated.secagg.session import RoundFailed, SecureAggregationError, digest_of
 
 __all__ = ["Contribution", "Entry", "Integers", "Layout", "Rounding", "Total", "layout_of"]
 
@@ -216,6 +216,12 @@ class Layout:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"sites": self.sites, "entries": [[e.name, list(e.shape), e.bound, e.noise, e.is_number] for e in self.entries]}
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of all of it. All sites of a sum compare it: with another step at one site, the sum would show the values of that one."""
+        values = ((e.name, str(tuple(e.shape)), float(e.bound).hex(), float(e.noise).hex(), str(bool(e.is_number))) for e in self.entries)
+        return digest_of([str(self.sites), *(digest_of(each) for each in values)])
 
     @classmethod
     def from_json(cls, values: Any) -> Layout:

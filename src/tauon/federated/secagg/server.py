@@ -17,10 +17,19 @@ import torch
 from tauon.federated.messages import Failure, Message, Transport
 from tauon.federated.secagg.graph import degree, neighbours
 from tauon.federated.secagg.identity import PinnedKeys
-from tauon.federated.secagg.keys import Announcement, commitment_of, mask_key_of, own_mask_key, public_of
+from tauon.federated.secagg.keys import Announcement, check_keys, commitment_of, mask_key_of, own_mask_key, public_of
 from tauon.federated.secagg.masks import Words, add_mask
 from tauon.federated.secagg.quantise import Layout, Total
-from tauon.federated.secagg.session import FEWEST, Refused, RoundFailed, SecureAggregationError, Session, majority
+from tauon.federated.secagg.session import (
+    FEWEST,
+    Refused,
+    RoundFailed,
+    SecureAggregationError,
+    Session,
+    digest_of,
+    fingerprint_of_work,
+    majority,
+)
 from tauon.federated.secagg.shamir import recover
 from tauon.federated.secagg.site import agreement, roster_digest
 
@@ -38,7 +47,7 @@ class SecureSettings:
     """Settings of the coordinator's end. `share` and `fewest` are at least what the sites insist on (`SiteRules`)."""
 
     pinned: PinnedKeys | None = None
-    """Identity keys of the sites: answers with wrong signatures are left out here, instead of ending the round at the sites."""
+    """Identity keys of the sites: keys and signatures that the other sites would refuse are left out here, instead of ending the round there."""
     share: float = 0.5
     """More than this share of a site's neighbours give its secret back, and of all sites agree."""
     fewest: int = FEWEST
@@ -93,6 +102,7 @@ class SecureSum:
         self.total: Total | None = None
         self._asked = tuple(sorted(sites))
         self._now = _Exchange()
+        self._expected = digest_of([fingerprint_of_work(self.work[sites[0]]), layout.digest])
 
     def requests(self) -> dict[str, Message]:
         """The messages of this stage."""
@@ -118,6 +128,11 @@ class SecureSum:
             return self.session.message("keys", {"layout": self.layout.to_json(), "work": None})
         inner = {"kind": work.kind, "round": work.round, "nonce": work.nonce, "fields": dict(work.fields)}
         return replace(self.session.message("keys", {"layout": self.layout.to_json(), "work": inner}), tensors=work.tensors)
+
+    @property
+    def alive(self) -> tuple[str, ...]:
+        """Sites whose values arrived; known from the stage "agree" on."""
+        return self._now.alive
 
     @property
     def _dropped(self) -> tuple[str, ...]:
@@ -157,6 +172,9 @@ class SecureSum:
             raise Refused(f"announced the keys of {announced.name}")
         if self.settings.pinned is not None:
             announced.check(self.session, self.settings.pinned)
+            if announced.work != self._expected:
+                raise Refused("it signed another request than the one that was sent")
+            check_keys(announced)
         return announced
 
     def _after_keys(self, good: dict[str, Announcement]) -> None:

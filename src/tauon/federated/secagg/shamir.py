@@ -6,8 +6,10 @@ own, whose coefficients are drawn independently: fewer than `threshold` shares o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations, islice
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, combinations
 
 from tauon.federated.secagg.session import SecureAggregationError
 
@@ -15,7 +17,7 @@ __all__ = ["combine", "recover", "split"]
 
 HALF = 16
 TRIES = 64
-"""Subsets of the shares that are tried, if some are wrong."""
+"""Subsets of the shares that are drawn, if some are wrong and there are too many subsets for all."""
 
 
 def split(secret: bytes, threshold: int, count: int) -> list[bytes]:
@@ -42,12 +44,21 @@ def combine(shares: Mapping[int, bytes]) -> bytes:
     )
 
 
+def _subsets(points: Sequence[int], threshold: int) -> Iterable[Sequence[int]]:
+    """Subsets to try: all of few. Of many, those without a piece of the points in turn, so that one wrong share never counts in each, then some by chance."""
+    if math.comb(len(points), threshold) <= TRIES:
+        return combinations(points, threshold)
+    ring, draw = [*points, *points], random.Random(0)
+    pieces = (ring[at : at + threshold] for at in range(len(points)))
+    return chain(pieces, (draw.sample(points, threshold) for _ in range(TRIES)))
+
+
 def recover(shares: Mapping[int, bytes], threshold: int, is_right: Callable[[bytes], bool], whose: str) -> bytes:
     """Return the secret for which `is_right` holds, from subsets of the shares: a site may have sent a wrong one.
 
     Raises `SecureAggregationError` if no subset that was tried gives it.
     """
-    for subset in islice(combinations(sorted(shares), threshold), TRIES):
+    for subset in _subsets(sorted(shares), threshold):
         secret = combine({point: shares[point] for point in subset})
         if is_right(secret):
             return secret

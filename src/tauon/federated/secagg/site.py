@@ -28,14 +28,14 @@ from tauon.federated.secagg.identity import Identity, PinnedKeys
 from tauon.federated.secagg.keys import Announcement, RoundKeys
 from tauon.federated.secagg.masks import add_mask
 from tauon.federated.secagg.quantise import Contribution, Integers, Layout, Rounding
-from tauon.federated.secagg.session import FEWEST, Refused, Session, digest_of, fingerprint_of_work, majority
+from tauon.federated.secagg.session import FEWEST, Refused, SecureAggregationError, Session, digest_of, fingerprint_of_work, majority
 from tauon.federated.secagg.shamir import split
 
 __all__ = ["IntegerNoise", "SecureSite", "SiteRules", "agreement", "roster_digest"]
 
 
 class IntegerNoise(Protocol):
-    """Noise that a site adds before it masks, for distributed differential privacy."""
+    """Noise that a site adds before it masks, for distributed differential privacy; and what it insists on in the layout."""
 
     def draw(self, layout: Layout, round: int) -> Mapping[str, Integers]:
         """Return the noise of each entry, in its steps. Raises if the layout is not the agreed one."""
@@ -93,7 +93,7 @@ class SecureSite:
         contribute: does what it is asked (a message with the model's weights) and returns the weighted values.
         run: identifier of the run.
         rules: what it insists on.
-        noise: added before masking.
+        noise: added before masking; without noise, `AgreedRange`, which compares the layout only.
         memory: file that keeps the last round over a restart, so that it cannot be replayed.
     """
 
@@ -171,6 +171,8 @@ class SecureSite:
         layout = Layout.from_json(message.fields.get("layout"))
         if layout.sites < self.rules.fewest:
             raise Refused(f"{self.name} refuses a sum of {layout.sites} sites: at least {self.rules.fewest} take part")
+        if layout.sites > len(self.pinned):
+            raise Refused(f"{self.name} refuses a range for {layout.sites} sites: {len(self.pinned)} have a pinned identity key")
         if session.round > self._newest:
             self._work = None
         self._newest, self._attempt, self._sent = session.round, session.attempt, False
@@ -186,7 +188,8 @@ class SecureSite:
             self._work = self.contribute(work), fingerprint_of_work(work)
         if self._work is None:
             raise Refused(f"{self.name} has no values for round {session.round}: the first message of a round brings the work")
-        self._open = _Open(session, layout, RoundKeys(self.name, session, self._work[1], self.identity))
+        asked = digest_of([self._work[1], layout.digest])
+        self._open = _Open(session, layout, RoundKeys(self.name, session, asked, self.identity))
         return message.answer("secagg/keys", self._open.keys.own.to_json())
 
     def _refuse_replay(self, session: Session) -> None:
@@ -231,7 +234,7 @@ class SecureSite:
             announcement.check(now.session, self.pinned)
             if announcement.work != now.keys.own.work:
                 raise Refused(
-                    f"{announcement.name} was sent another model, or other settings, than {self.name}: the sum would show a single update"
+                    f"{announcement.name} was sent another model, or other settings of training or sum, than {self.name}: the sum would show one update"
                 )
         public = [key for a in announced for key in (a.mask_key, a.share_key)]
         if len(set(public)) != len(public):
@@ -256,7 +259,12 @@ class SecureSite:
                 now.shares[other] = opened
         assert self._work is not None
         noise = self.noise.draw(now.layout, now.session.round) if self.noise is not None else None
-        words = now.layout.encode(self._work[0], rounding=self.rules.rounding, noise=noise)
+        try:
+            words = now.layout.encode(self._work[0], rounding=self.rules.rounding, noise=noise)
+        except SecureAggregationError as err:  # its text has a number of the update, which stays here
+            raise Refused(
+                f"{self.name}: its values are not finite, or beyond the range of the sum (secure_aggregation.bound); its own log says which"
+            ) from err
         self._remember()  # before anything leaves
         add_mask(words, now.keys.own_mask())
         for other in sorted(near):

@@ -13,13 +13,13 @@ from typing import ClassVar
 from tauon.federated.messages import Failure, Message, MessageError, Site, Transport
 from tauon.federated.secagg.identity import PinnedKeys
 from tauon.federated.secagg.joining import join_sites
-from tauon.federated.secagg.quantise import Contribution, Entry, Layout, Total
+from tauon.federated.secagg.quantise import Contribution, Entry, Integers, Layout, Total
 from tauon.federated.secagg.server import SecureSettings, SecureSum, secure_sum
-from tauon.federated.secagg.session import FEWEST, RoundFailed, SecureAggregationError, Session
+from tauon.federated.secagg.session import FEWEST, Refused, RoundFailed, SecureAggregationError, Session
 from tauon.federated.summation import LOSS, WEIGHT, Collected, RoundRequest, mean_of_sum, tensor_bytes, weighted_vector
-from tauon.federated.updates import CONTROL, Update
+from tauon.federated.updates import CONTROL, Update, norm_of
 
-__all__ = ["SecureSummation", "site_contribution"]
+__all__ = ["AgreedRange", "SecureSummation", "site_contribution"]
 
 LARGEST_LOSS = 1e4
 """A larger loss of a site counts as this one."""
@@ -27,6 +27,29 @@ LARGEST_METRIC = 100.0
 """A larger metric of a site counts as this one."""
 MEASURED, MOST = "measured", "most_examples"
 """Fields of a request to evaluate: names of the metrics, and the number of examples at which a site's weight is 1."""
+
+
+class AgreedRange:
+    """The `noise` of a site that adds none: refuses bounds that were not agreed.
+
+    With a bound below its values a site would say by its refusal how large they are, and with steps so coarse that most values are rounded to zero the
+    sum would be that of the few that are not.
+
+    Args:
+        bound: largest absolute value of a number of an update (`SecureSummation`).
+    """
+
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+
+    def draw(self, layout: Layout, round: int) -> Mapping[str, Integers]:
+        """Return no noise. Raises `Refused` for other bounds than agreed."""
+        known = {WEIGHT: 1.0, LOSS: LARGEST_LOSS}
+        for entry in layout.entries:
+            bound = known.get(entry.name, LARGEST_METRIC if entry.is_number else self.bound)
+            if entry.noise or not math.isclose(entry.bound, bound, rel_tol=1e-9):
+                raise Refused(f"{entry.name} has bound {entry.bound:g} and noise {entry.noise:g} in the sum, agreed were {bound:g} and 0")
+        return {}
 
 
 def site_contribution(site: Site) -> Callable[[Message], Contribution]:
@@ -83,7 +106,8 @@ class SecureSummation:
         """Number of the newest round that any site took part in."""
         self.progress: Callable[[str, int, int], None] | None = None
         """Called with the stages, how many sites answered, and how many were asked."""
-        self._joined: set[str] = set()
+        self._joined: dict[str, frozenset[str]] = {}
+        """Sites that joined, and whose keys each has compared."""
 
     def collect(self, transport: Transport, request: RoundRequest) -> Collected:
         """See `Summation.collect`."""
@@ -98,7 +122,8 @@ class SecureSummation:
                 result.failed |= {name: str(err) for name in names}
         self.newest += 1
         self._drive(transport, machines, request, result)
-        self._joined -= set(result.failed)  # it may have been restarted: it joins again
+        for name in result.failed:  # it may have been restarted: it joins again
+            self._joined.pop(name, None)
         return result
 
     def evaluate(
@@ -130,12 +155,13 @@ class SecureSummation:
         return {name: total.numbers[name] / total.numbers[WEIGHT] for name in metrics}
 
     def _join(self, transport: Transport, names: Sequence[str], timeout: float) -> dict[str, str]:
-        """Let sites join that have not; return those that are refused."""
-        if set(names) <= self._joined:
+        """Let sites join that have not, or not with all of these; return those that are refused."""
+        if all(set(names) <= self._joined.get(name, frozenset()) for name in names):
             return {}
         joined = join_sites(transport, names, self.pinned, run=self.run, timeout=min(timeout, self.settings.timeout))
-        self._joined |= set(joined.names)
-        self._joined -= set(joined.refused)
+        self._joined |= {name: self._joined.get(name, frozenset()).union(joined.names) for name in joined.names}
+        for name in joined.refused:
+            self._joined.pop(name, None)
         self.newest = max(self.newest, joined.newest)
         return joined.refused
 
@@ -158,18 +184,25 @@ class SecureSummation:
         return Layout(sites, (*entries, Entry(WEIGHT, (1,), 1.0), Entry(LOSS, (1,), LARGEST_LOSS)))
 
     def _drive(self, transport: Transport, machines: Sequence[SecureSum], request: RoundRequest, result: Collected) -> None:
-        """Take all groups through their stages, side by side."""
+        """Take all groups through their stages, side by side. None is unmasked before it is known that together they are enough for the round."""
         running = list(machines)
         while running:
-            asked = {id(m): m.requests() for m in running}
-            works = any(m.stage == "keys" for m in running)
+            turn = [m for m in running if m.stage != "agree"]
+            if not turn:
+                turn, names = list(running), [name for m in running for name in m.alive]
+                if not request.enough(len(names), len(running)):
+                    result.failed |= dict.fromkeys(names, f"{len(names)} sites are too few for the round: the sum was not revealed")
+                    result.failed |= {name: why for m in running for name, why in m.lost.items()}
+                    return
+            asked = {id(m): m.requests() for m in turn}
+            works = any(m.stage == "keys" for m in turn)
             messages = {name: message for part in asked.values() for name, message in part.items()}
             answers = transport.ask(messages, timeout=request.timeout if works else self.settings.timeout)
             if self.progress is not None:
-                stages = "+".join(sorted({m.stage for m in running}))
+                stages = "+".join(sorted({m.stage for m in turn}))
                 self.progress(f"secagg/{stages}", sum(isinstance(a, Message) for a in answers.values()), len(messages))
             result.received_bytes += sum(tensor_bytes(a) for a in answers.values() if isinstance(a, Message))
-            for machine in list(running):
+            for machine in turn:
                 try:
                     machine.receive({name: answers.get(name, Failure("no answer")) for name in asked[id(machine)]})
                     if machine.total is not None:
@@ -196,4 +229,8 @@ class SecureSummation:
         tensors = mean.tensors if factor == 1 else {name: t * factor for name, t in mean.tensors.items()}
         if not math.isfinite(mean.loss):
             raise MessageError("the loss of the sites is not finite")
-        return replace(mean, tensors=tensors, weight=examples)
+        most = request.limits.max_norm
+        if most is not None and norm_of({n: t for n, t in mean.tensors.items() if not n.startswith(CONTROL)}) > most * (1 + 1e-6):
+            raise MessageError(f"the mean of {len(total.sites)} updates is above the limit of {most:g}: a site did not keep to it")
+        loss = mean.loss or math.nan  # exactly 0: sites with private examples do not add theirs
+        return replace(mean, tensors=tensors, weight=examples, loss=loss)

@@ -22,7 +22,7 @@ from tauon.errors import Interrupted, LaunchError, Problem, RecipeError, TauonEr
 from tauon.federated import Failure, Limits, Message, Rounds, Weighting, evaluate_sites, federate, freeze_lora_a, weights_for
 from tauon.federated.config import FederateConfig, SimulateConfig
 from tauon.federated.network import ServeAt, Trouble
-from tauon.federated.protection import SecuredSimulation, summation_of
+from tauon.federated.protection import SecuredSimulation, most_held_out, summation_of
 from tauon.federated.secagg import PinnedKeys
 from tauon.federated.simulation.batched import BatchedSites
 from tauon.federated.simulation.sites import draws
@@ -227,10 +227,11 @@ class Federation(TrainExtension):
         if self.config.secure_aggregation is None:
             return evaluate_sites(job, self.transport, timeout=self.config.timeout)
         names = ["loss", "accuracy"] if self.ctx.recipe.task.kind_ == "classification" else ["loss"]
-        most = self.config.weighting.max_examples or 100_000
         messages = weights_for(job, self.transport, "evaluate")
         try:
-            means = self.summation.evaluate(self.transport, messages, names, most_examples=most, timeout=self.config.timeout)
+            means = self.summation.evaluate(
+                self.transport, messages, names, most_examples=most_held_out(self.config), timeout=self.config.timeout
+            )
         except TauonError as err:
             return {"all sites": {"failed": str(err)}}
         return {"all sites": {"metrics": means}}
