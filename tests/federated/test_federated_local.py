@@ -32,6 +32,10 @@ from tauon.federated.simulation import simulate
 from tauon.federated.strategies import FedAvg, FedBN, FedProx, Scaffold
 from tauon.models import ModelConfig
 from tauon.optim import AdamWConfig, Constant, SGDConfig
+from tauon.privacy import make_private
+from tauon.privacy.clipped import FlatClipping
+from tauon.privacy.noise import Constant as ConstantNoise
+from tauon.privacy.noise import NoisePlan, NoiseSource
 from tauon.testing import run_processes
 from tauon.train import TrainJob, train
 from tauon.types import DataSpec
@@ -114,6 +118,55 @@ def test_a_private_site_never_uses_a_step_twice() -> None:
     again.train(order(server, 1), saved)
     assert used == list(range(12))
     assert again.job.step == 15
+
+
+def private_job() -> TrainJob:
+    plan = NoisePlan(ConstantNoise(), 1.0, 30)
+    return make_private(logistic(loader()), FlatClipping(), plan, NoiseSource.seeded(0), expected=lambda step: 8.0)
+
+
+def test_a_private_site_gives_no_exact_loss_of_its_examples() -> None:
+    server, local = logistic(loader()), LocalTraining(private_job(), 60, data=lambda: [DATA.batch(np.arange(60))])
+    private = local.train(order(server, max_examples=60), SiteState())
+    assert set(private.fields) == {"examples", "steps"} and math.isfinite(local.loss)
+    with pytest.raises(MessageError, match="no exact loss"):
+        local.train(order(server, 2, first_loss=True), SiteState())
+    open_ = LocalTraining(logistic(loader()), 60).train(order(server, max_examples=60), SiteState())
+    vectors = [weighted_vector(order(server, max_examples=60), a) for a in (private, open_)]
+    total = {n: sum(v[n] for v in vectors) for n in vectors[0]}
+    assert mean_of_sum(total, ["a", "b"], 1).loss == pytest.approx(open_.fields["loss"])  # type: ignore[arg-type]
+    assert math.isnan(mean_of_sum(vectors[0], ["a"], 1).loss)
+
+
+def test_a_private_site_makes_no_more_steps_than_were_reserved() -> None:
+    server, state = logistic(loader()), SiteState()
+    local = LocalTraining(private_job(), 60, most_steps=7)
+    for number in (1, 2):
+        local.train(order(server, number), state)
+    with pytest.raises(MessageError, match="reserved privacy for 7 local steps and has made 6"):
+        local.train(order(server, 3), state)
+    with pytest.raises(MessageError, match="refuses 5 more"):
+        local.fine_tune(5)
+    with pytest.raises(MessageError, match="refuses 1,000,000 more"):
+        local.train(order(server, 3, steps=10**6), state)
+    assert local.job.step == 6
+    assert local.train(order(server, 3, steps=1), state).fields["steps"] == 1
+    plain = LocalTraining(logistic(loader()), 60, most_steps=3)
+    assert [plain.train(order(server, n), SiteState()).fields["steps"] for n in (1, 2)] == [3, 3]
+
+
+def test_a_private_site_repeats_its_answer_to_a_round_that_is_repeated() -> None:
+    server, saved = logistic(loader()), []
+    site = TrainingSite(LocalTraining(private_job(), 60, most_steps=6), save=lambda state: saved.append(state.steps))
+    first = site.answer(order(server, session=joined(site), attempt=0))
+    session = joined(site)  # the coordinator was restarted
+    second = site.answer(replace(order(server, session=session, attempt=1), nonce="another"))
+    assert second.nonce == "another" and second.fields == first.fields and saved == [3]
+    close(dict(second.tensors), dict(first.tensors))
+    with torch.no_grad():
+        next(server.model.parameters()).add_(0.1)
+    site.answer(order(server, session=session, attempt=2))  # from other weights: other steps
+    assert saved == [3, 6]
 
 
 def gradient(x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

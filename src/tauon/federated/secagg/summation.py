@@ -16,7 +16,7 @@ from tauon.federated.secagg.joining import join_sites
 from tauon.federated.secagg.quantise import Contribution, Entry, Layout, Total
 from tauon.federated.secagg.server import SecureSettings, SecureSum, secure_sum
 from tauon.federated.secagg.session import FEWEST, RoundFailed, SecureAggregationError, Session
-from tauon.federated.summation import LOSS, WEIGHT, Collected, RoundRequest, mean_of_sum, tensor_bytes, weighted_vector
+from tauon.federated.summation import KNOWN, LOSS, WEIGHT, Collected, RoundRequest, mean_of_sum, tensor_bytes, weighted_vector
 from tauon.federated.updates import CONTROL, Update
 
 __all__ = ["SecureSummation", "site_contribution"]
@@ -30,7 +30,7 @@ MEASURED, MOST = "measured", "most_examples"
 
 
 def site_contribution(site: Site) -> Callable[[Message], Contribution]:
-    """Return what `SecureSite` calls: it has `site` train, and returns its weighted update, its weight and its weighted loss; or has it evaluate, and
+    """Return what `SecureSite` calls: it has `site` train, and returns its weighted update, weight and loss (`weighted_vector`); or has it evaluate, and
     returns its weighted metrics. Raises `MessageError` for other work.
 
     Args:
@@ -155,7 +155,7 @@ class SecureSummation:
         shapes = {name: tuple(t.shape) for name, t in order.tensors.items() if not name.startswith(CONTROL)}
         shapes |= {name: shapes[name.removeprefix(CONTROL)] for name in request.extra}
         entries = [Entry(name, shape, self.bound) for name, shape in shapes.items()]
-        return Layout(sites, (*entries, Entry(WEIGHT, (1,), 1.0), Entry(LOSS, (1,), LARGEST_LOSS)))
+        return Layout(sites, (*entries, Entry(WEIGHT, (1,), 1.0), Entry(LOSS, (1,), LARGEST_LOSS), Entry(KNOWN, (1,), 1.0)))
 
     def _drive(self, transport: Transport, machines: Sequence[SecureSum], request: RoundRequest, result: Collected) -> None:
         """Take all groups through their stages, side by side."""
@@ -194,6 +194,6 @@ class SecureSummation:
         examples = mean.weight * unit
         factor = examples / request.weighting.divisor(examples, request.expected) if alone else 1.0
         tensors = mean.tensors if factor == 1 else {name: t * factor for name, t in mean.tensors.items()}
-        if not math.isfinite(mean.loss):
+        if math.isinf(mean.loss):
             raise MessageError("the loss of the sites is not finite")
         return replace(mean, tensors=tensors, weight=examples)

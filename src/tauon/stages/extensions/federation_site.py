@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -82,7 +81,9 @@ class SiteTraining(TrainExtension):
         job, ctx, keys = self.job, self.ctx, self.end.keys
         if job.step >= self.settled.steps:
             return
-        local = LocalTraining(job, len(ctx.splits.train), keep=self.config.strategy.keep(job.model), data=self._examples)
+        self.local = local = LocalTraining(
+            job, len(ctx.splits.train), keep=self.config.strategy.keep(job.model), data=self._examples, most_steps=self.settled.steps
+        )
         held_out = ctx.splits.validation if ctx.splits.validation is not None else ctx.splits.test
         evaluated = None if held_out is None else ClientRows(held_out, np.arange(len(held_out))).batches
         site = TrainingSite(
@@ -156,7 +157,7 @@ class SiteTraining(TrainExtension):
 
     def _trained(self, answer: Message) -> None:
         """Log a round, and show it."""
-        job, loss = self.job, answer.fields.get("loss", math.nan)
+        job, loss = self.job, self.local.loss
         facts = {"step": job.step, "examples": answer.fields["examples"], "tokens": 0, "loss": loss, "round": answer.round}
         if self.events is not None:
             self.events.log("step", **facts)
