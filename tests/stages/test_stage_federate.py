@@ -14,7 +14,9 @@ import torch
 import tauon
 from tauon.artifacts import latest_checkpoint, read_json
 from tauon.config import parse
-from tauon.errors import Interrupted, RecipeError, TauonError
+from tauon.errors import Interrupted, RecipeError, RunError, TauonError
+from tauon.federated import Message
+from tauon.federated.network import JoinAt, network
 from tauon.pipeline import run
 from tauon.recipe import Recipe
 from tauon.tracking import read_events
@@ -197,6 +199,45 @@ def test_updates_are_private_and_the_run_says_what_that_spent(tmp_path: Path, pr
 def test_protection_that_would_not_protect_is_refused(tmp_path: Path, federate: dict[str, Any], message: str) -> None:
     with pytest.raises(TauonError, match=message):
         federated_weights(tmp_path, "bad", **federate)
+
+
+class Coordinator:
+    """What a site sees in place of a network: rounds, then how it ends."""
+
+    def __init__(self, rounds: int, end: str) -> None:
+        self.rounds, self.end, self.final = rounds, end, dict[str, torch.Tensor]()
+
+    def __call__(self, address: str, site: Any, **more: Any) -> None:
+        local = site.site.local
+        session = site.answer(Message("join", fields={"identity": {}})).fields["session"]
+        sent = {n: t.clone() for n, t in local.travels.items()}
+        for number in range(1, self.rounds + 1):
+            site.answer(Message("train", number, "n", {"session": session, "epochs": 1}, sent))
+        if self.end == "kill":
+            raise Interrupted("killed")
+        if self.end == "final":
+            self.final = {n: torch.full_like(t, 0.25) for n, t in sent.items()}
+            site.answer(Message("final", self.rounds, "m", {"session": session}, self.final))
+
+
+def test_a_site_that_was_killed_after_its_last_round_ends_with_the_final_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flwr")
+    recipe = parse(Recipe, tree("site", federate={"rounds": 2}))
+
+    def joined(coordinator: Coordinator) -> Path:
+        monkeypatch.setattr("tauon.federated.flower.join", coordinator)
+        with network(JoinAt("127.0.0.1:1", "a", tmp_path)):
+            return run(recipe, root=tmp_path, stages=("prepare", "train")).folder
+
+    with pytest.raises(Interrupted):
+        joined(Coordinator(2, "kill"))
+    with pytest.raises(RunError, match="ended before this site had the final weights"):
+        joined(Coordinator(0, "end"))
+    last = Coordinator(0, "final")
+    found = weights(joined(last))
+    assert last.final and all(torch.equal(found[n], t) for n, t in last.final.items())
+    joined(again := Coordinator(0, "final"))
+    assert not again.final  # it is done
 
 
 def test_keys_that_are_missing_are_named_with_where_they_come_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

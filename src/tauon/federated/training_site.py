@@ -59,6 +59,8 @@ class TrainingSite:
         self.local, self.identity, self.held_out, self.measure = local, dict(identity or {}), held_out, measure
         self.state = state or SiteState()
         self._save = save
+        self.is_final = False
+        """Whether the job has the weights that training ended with."""
         self._session: str | None = None
         self._last = (0, 0)
         self._done: tuple[Message, Message] | None = None
@@ -104,13 +106,15 @@ class TrainingSite:
         return _broadcast(None)
 
     def work(self, message: Message) -> Message:
-        """Answer "train" or "evaluate" without the checks of `answer`; collective over the processes of the site."""
+        """Answer "train", "evaluate" or "final" without the checks of `answer`; collective over the processes of the site."""
         if message.kind == "train":
+            self.is_final = False
             return self._train(message)
         if message.kind == "evaluate":
             return message.answer("evaluated", self._evaluate(message))
         if message.kind == "final":
             self.local.load(message.tensors, self.state.before(message.round + 1))
+            self.is_final = True
             return message.answer("loaded")
         raise MessageError(f"a message of kind {message.kind!r}, expected join, train, evaluate or final")
 

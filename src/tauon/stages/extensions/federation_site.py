@@ -12,7 +12,7 @@ import torch
 
 from tauon.config import count_as_read
 from tauon.data import Loader
-from tauon.errors import Problem, RecipeError
+from tauon.errors import Problem, RecipeError, RunError
 from tauon.federated import LocalTraining, Message, Site, SiteState, TrainingSite
 from tauon.federated.config import FederateConfig
 from tauon.federated.network import JoinAt
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from tauon.stages.context import Context
 
 __all__ = ["SiteTraining"]
+
+FINAL = "federated"
+"""Key in `job.notes`: the run has the weights that training ended with, not those of the site's own last round."""
 
 
 class SiteTraining(TrainExtension):
@@ -75,11 +78,11 @@ class SiteTraining(TrainExtension):
         return self.events
 
     def run(self, loop: Callable[[], object], back_to_checkpoint: Callable[[str], bool]) -> None:
-        """Take part until the coordinator ends it; then save the model of the last message as the run's."""
+        """Take part until the coordinator ends it; then save the model of the last message as the run's. Raises `RunError` if it did not come."""
         from tauon.federated.flower import join
 
         job, ctx, keys = self.job, self.ctx, self.end.keys
-        if job.step >= self.settled.steps:
+        if job.notes.get(FINAL):
             return
         self.local = local = LocalTraining(
             job, len(ctx.splits.train), keep=self.config.strategy.keep(job.model), data=self._examples, most_steps=self.settled.steps
@@ -91,7 +94,7 @@ class SiteTraining(TrainExtension):
         )
         if not ctx.world.leads:  # the first process of the site speaks with the coordinator
             site.follow()
-            self._save(self.settled.steps, again=True)
+            self._finish(site)
             return
         end = protect(_Watched(site, self._trained), self.config, self._who())
         try:
@@ -101,7 +104,17 @@ class SiteTraining(TrainExtension):
             )  # fmt: skip
         finally:
             site.stop()
-        self._save(self.settled.steps, again=True)  # with the final weights
+        self._finish(site)
+
+    def _finish(self, site: TrainingSite) -> None:
+        """Save the final weights as the run's."""
+        if not site.is_final:
+            raise RunError(
+                f"{self.ctx.run.folder}: the coordinator ended before this site had the final weights; what is here is the model of the site's own last "
+                "round. Ask for the coordinator's model; or let it serve again, and run the same command."
+            )
+        self.job.notes[FINAL] = True
+        self._save(self.settled.steps, again=True)
 
     def _accuracy(self, job: TrainJob) -> dict[str, float]:
         """The accuracy of a classifier on the held-out examples."""
