@@ -35,7 +35,7 @@ from tauon.federated import (
     sample_sites,
 )
 from tauon.federated.simulation import ByQuantity, ClientRows, simulate
-from tauon.federated.strategies import CoordinateMedian, FedAdam, FedAvg, Krum, Scaffold
+from tauon.federated.strategies import CoordinateMedian, FedAdam, FedAvg, Krum, QFedAvg, Scaffold
 from tauon.models import GPTConfig, materialize
 from tauon.models.adapters import LoraConfig
 from tauon.train import TrainJob, job_state, restore, train, validation_loss
@@ -199,6 +199,23 @@ def test_a_bad_site_is_left_out_and_named_and_the_round_is_saved(fault: Fault, w
     without = Sites()
     del without.running["north"]
     close(weights(job), weights(train(coordinator(without, count=2, weighting=weighting))))
+
+
+@pytest.mark.parametrize("loss", [-1.0, None, math.inf])
+def test_a_site_without_a_usable_loss_does_not_stop_qfedavg(loss: float | None) -> None:
+    sites, events = Sites(), Events()
+
+    def lying(message: Message, honest: Callable[[], Message]) -> Message | Failure:
+        answer = honest()
+        fields = {k: v for k, v in answer.fields.items() if k != "first_loss"} | ({} if loss is None else {"first_loss": loss})
+        return replace(answer, fields=fields)
+
+    sites.faults["north"] = lying
+    job = coordinator(sites, QFedAvg(), events=events, count=2)
+    before = weights(job)
+    train(job)
+    assert all("first_loss" in event["refused"]["north"] for event in events.of("federated_round"))
+    assert any(not torch.equal(t, before[n]) for n, t in weights(job).items())
 
 
 def test_a_site_that_was_restarted_joins_again() -> None:

@@ -204,6 +204,8 @@ def check_update(
     if limits.max_norm is not None and length > limits.max_norm:
         raise MessageError(f"the update of {site} has norm {length:.4g}, above the limit of {limits.max_norm:g}")
     loss, first = (_number(answer.fields, name, site) for name in ("loss", "first_loss"))
+    if order.fields.get("first_loss") and not first >= 0:
+        raise MessageError(f"{site} reports first_loss {first:g}, expected a number of at least 0: the strategy weights sites by it")
     metrics = answer.fields.get("metrics", {})
     if not isinstance(metrics, Mapping):
         raise MessageError(f"{site} sent metrics that are not numbers by name")
