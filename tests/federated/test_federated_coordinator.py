@@ -136,6 +136,17 @@ def test_a_resume_after_any_round_ends_with_the_same_weights_to_the_last_bit(str
         close(weights(train(second)), weights(whole))
 
 
+@pytest.mark.parametrize("lost", [[], ["north"], ["east", "north"]], ids=["none", "one", "most"])
+def test_the_servers_control_variate_is_the_mean_of_the_sites_own_also_when_some_vanish(lost: list[str]) -> None:
+    """Karimireddy et al. 2020, algorithm 1: c is the mean of all c_k, of sites that did not answer as well (theirs are still 0)."""
+    sites = Sites()
+    sites.faults = dict.fromkeys(lost, vanish)
+    job = train(coordinator(sites, Scaffold(), count=1))
+    for name, c in job.extra["strategy"].tensors().items():
+        own = {k: site.state.before(2).get(name, torch.zeros_like(c)) for k, site in sites.running.items()}
+        torch.testing.assert_close(c, sum(len(sites.parts[k]) * t for k, t in own.items()) / 90)
+
+
 def test_a_coordinator_that_was_killed_repeats_rounds_at_living_sites(tmp_path: Path) -> None:
     sites = Sites()
     whole = train(coordinator(sites))

@@ -197,10 +197,9 @@ class FederatedGradients:
         return {n: Message("train", number, nonce, fields | {"session": self.roster.joined[n].session}, tensors) for n in asked}
 
     def _share_of(self, good: Mapping[str, Any]) -> float:
-        """Return the weight of the sites that answered, of all that have joined."""
-        everyone = self.rounds.weighting.of([j.examples for j in self.roster.joined.values()])
-        mine = self.rounds.weighting.of([self.roster.joined[n].examples for n in good])
-        return sum(mine) / sum(everyone)
+        """Return the weight of the sites that answered, of all that ever joined: those that failed in this round are among them."""
+        declared, weights = self.roster.declared, self.rounds.weighting.of
+        return sum(weights([declared[n] for n in good])) / sum(weights(list(declared.values())))
 
     def report(self, kind: str, fields: Mapping[str, Any]) -> None:
         """Pass an event to the callback, if there is one."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tauon.federated.messages import Failure, Message, MessageError, Transport
-from tauon.federated.updates import Limits, Update, Weighting, check_update, norm_of, weighted_sum
+from tauon.federated.updates import CONTROL, Limits, Update, Weighting, check_update, norm_of, weighted_sum
 
 __all__ = ["Collected", "PlainSummation", "RoundRequest", "Summation", "mean_of_sum", "weighted_vector"]
 
@@ -108,14 +108,20 @@ def mean_of(members: Sequence[Update], request: RoundRequest, *, alone: bool) ->
     if len(members) == 1 and not alone:
         u = members[0]
         return Update(u.site, u.tensors, total, u.examples, u.steps, u.loss, u.first_loss, u.metrics, u.version)
-    divisor = request.weighting.divisor(total, request.expected) if alone else total
-    tensors = weighted_sum([u.tensors for u in members], [w / divisor for w in weights])
+    tensors = weighted_sum([u.tensors for u in members], [w / total for w in weights])
+    if alone:
+        tensors = limited(tensors, total / request.weighting.divisor(total, request.expected))
     losses = [(w, u.loss) for w, u in zip(weights, members, strict=True) if not math.isnan(u.loss)]
     loss = sum(w * x for w, x in losses) / sum(w for w, _ in losses) if losses else math.nan
     return Update(
         "+".join(u.site for u in members), tensors, total, sum(u.examples for u in members), max(u.steps for u in members), loss,
         version=members[0].version,
     )  # fmt: skip
+
+
+def limited(mean: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """Return the mean with the update scaled as `Weighting.max_gain` asks. Control variates stay: the sites keep theirs as they sent them."""
+    return {n: t if factor == 1 or n.startswith(CONTROL) else t * factor for n, t in mean.items()}
 
 
 def weighted_vector(order: Message, trained: Message) -> dict[str, Tensor]:

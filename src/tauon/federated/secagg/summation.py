@@ -16,7 +16,7 @@ from tauon.federated.secagg.joining import join_sites
 from tauon.federated.secagg.quantise import Contribution, Entry, Layout, Total
 from tauon.federated.secagg.server import SecureSettings, SecureSum, secure_sum
 from tauon.federated.secagg.session import FEWEST, RoundFailed, SecureAggregationError, Session
-from tauon.federated.summation import KNOWN, LOSS, WEIGHT, Collected, RoundRequest, mean_of_sum, tensor_bytes, weighted_vector
+from tauon.federated.summation import KNOWN, LOSS, WEIGHT, Collected, RoundRequest, limited, mean_of_sum, tensor_bytes, weighted_vector
 from tauon.federated.updates import CONTROL, Update
 
 __all__ = ["SecureSummation", "site_contribution"]
@@ -193,7 +193,6 @@ class SecureSummation:
         unit = float(request.weighting.max_examples or 1) if request.weighting.by == "examples" else 1.0
         examples = mean.weight * unit
         factor = examples / request.weighting.divisor(examples, request.expected) if alone else 1.0
-        tensors = mean.tensors if factor == 1 else {name: t * factor for name, t in mean.tensors.items()}
         if math.isinf(mean.loss):
             raise MessageError("the loss of the sites is not finite")
-        return replace(mean, tensors=tensors, weight=examples)
+        return replace(mean, tensors=limited(mean.tensors, factor), weight=examples)
