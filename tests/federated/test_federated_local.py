@@ -24,11 +24,14 @@ from tauon.federated import (
     Rounds,
     SiteState,
     TrainingSite,
+    Weighting,
+    federate,
     mean_of_sum,
     travelling,
     weighted_vector,
 )
-from tauon.federated.simulation import simulate
+from tauon.federated.private import PrivateSummation, UpdatePrivacy
+from tauon.federated.simulation import SimulatedSites, local_job, simulate
 from tauon.federated.strategies import FedAvg, FedBN, FedProx, Scaffold
 from tauon.models import ModelConfig
 from tauon.optim import AdamWConfig, Constant, SGDConfig
@@ -249,6 +252,19 @@ def test_fedbn_leaves_batch_norm_at_the_site() -> None:
     name = next(n for n in kept if n.endswith("running_mean"))
     assert not torch.equal(first[f"kept/{name}"], second[f"kept/{name}"])
     assert not torch.equal(first[f"kept/{name}"], before[name])
+
+
+def test_statistics_of_batch_norm_are_not_noised() -> None:
+    data, summation = Points(30, spec=IMAGES), PrivateSummation(UpdatePrivacy("central", 1.0, 1.0, sites=3))
+    rounds = Rounds(1, steps=1, weighting=Weighting(by="equal"))
+    for strategy in (FedAvg(), FedBN(affine=False)):
+        job = batch_norm_job(data)
+        sites = SimulatedSites(local_job(job), data, np.split(np.arange(30), 3), batch=10, strategy=strategy)
+        if isinstance(strategy, FedBN):
+            train(federate(job, sites, strategy, rounds, summation=summation))
+        else:
+            with pytest.raises(RecipeError, match=r"a variance may become negative.*norm=group"):
+                federate(job, sites, strategy, rounds, summation=summation)
 
 
 def test_running_statistics_are_averaged_and_counters_are_not() -> None:
