@@ -69,6 +69,22 @@ def test_the_pooled_model_of_the_comparison_is_the_run_without_federate(tmp_path
     assert pooled["log_loss"]["value"] == pytest.approx(read_json(plain / "evaluation.json")["metrics"]["log_loss"]["value"], abs=1e-6)
 
 
+def test_a_model_whose_batch_norm_stayed_at_the_sites_is_not_compared(tmp_path: Path) -> None:
+    notes: list[str] = []
+    sections = {
+        "data": {"source": {"kind": "sklearn", "name": "digits"}, "split": {"validation": "5%", "test": "5%"}},
+        "model": {"kind": "resnet20", "width": 8}, "train": {"steps": 1, "batch": 8},
+        "federate": {"rounds": 1, "strategy": "fedbn", "simulate": {"sites": 2}},
+    }  # fmt: skip
+    folder = run(
+        parse(Recipe, tree("fedbn", **sections)), root=tmp_path, stages=("prepare", "train", "federate", "report"),
+        on_event=lambda kind, /, **f: notes.append(str(f.get("message"))),
+    ).folder  # fmt: skip
+    found = read_json(folder / "federate.json")
+    assert "comparison" not in found and set(found["sites"]) == {"client-0", "client-1"} and (folder / "report.html").is_file()
+    assert any("with fedbn batch norm stays at the sites" in n for n in notes)
+
+
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fedbn", "fedadam"])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, strategy: str) -> None:
     sections = {
