@@ -290,15 +290,19 @@ def test_a_coordinator_waits_for_sites(monkeypatch: pytest.MonkeyPatch) -> None:
         train(coordinator(sites, count=1, min_answers=5))
 
 
-def test_krum_waits_for_sites_that_were_there_before() -> None:
+def test_krum_waits_for_sites_that_were_there_before(tmp_path: Path) -> None:
     parts = ByQuantity(power=0).split(5, labels=DATA.y.numpy(), seed=0)
     job = simulate(logistic(Everything(DATA)), DATA, parts, Krum(malicious=1), Rounds(2, steps=1), batch=5)
-    sites: Any = job.extra["sites"]
     train(job, hooks=[lambda job, info: "stop"])
     job.notes.clear()
-    del sites.names[-1]
-    with pytest.raises(TrainingError, match=r"round 2 failed 5 times.*at least 5 sites"):
-        train(job)
+    save_checkpoint(tmp_path, 1, *job_state(job))
+    resumed = simulate(logistic(Everything(DATA)), DATA, parts, Krum(malicious=1), Rounds(2, steps=1), batch=5)
+    restore(resumed, load_checkpoint(tmp_path / "step-000001"))
+    for one in (job, resumed):
+        sites: Any = one.extra["sites"]
+        del sites.names[-1]
+        with pytest.raises(TrainingError, match=r"round 2 failed 5 times.*at least 5 sites"):
+            train(one)
 
 
 def test_a_site_of_another_recipe_does_not_join() -> None:

@@ -143,7 +143,7 @@ class FederatedGradients:
                 except RecipeError as err:
                     refusal, missing = err, str(err)
             if missing is None or time.monotonic() >= until:
-                if refusal is not None and not self.combined:
+                if refusal is not None and number == 1:
                     raise refusal
                 return present, asked, missing
             if not announced:
