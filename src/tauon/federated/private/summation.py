@@ -88,7 +88,10 @@ class _Rounds:
 
     def finished(self, total: Total, request: RoundRequest) -> Update:
         """Noise the sum (central), take the mean, move the clipping norm."""
-        privacy, expected = self.privacy, self.privacy.rate * len(request.declared)
+        privacy, expected = (
+            self.privacy,
+            max(self.privacy.expected(len(request.declared)), self.privacy.rate),
+        )  # no site at all: noise alone
         if privacy.mode == "central":
             self._drawn += 1
             total = add_central_noise(total, privacy, self._source, self._drawn)
@@ -96,7 +99,7 @@ class _Rounds:
         if self.on_release is not None:
             self.on_release(self.released)
         weights = [1.0 if (most := _cap(request)) is None else min(n, most) / most for n in request.declared.values()]
-        mean = private_mean(total, privacy, privacy.rate * sum(weights))
+        mean = private_mean(total, privacy, expected / len(weights) * sum(weights))
         if self.adaptive is not None:
             self.privacy = self.adaptive.moved(privacy, total, expected)
         loss = total.numbers[LOSS] / expected if LOSS in privacy.numbers else math.nan
