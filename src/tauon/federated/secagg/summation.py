@@ -161,6 +161,8 @@ class SecureSummation:
         """Take all groups through their stages, side by side."""
         running = list(machines)
         while running:
+            if any(m.stage == "unmask" for m in running):
+                self.revealing()
             asked = {id(m): m.requests() for m in running}
             works = any(m.stage == "keys" for m in running)
             messages = {name: message for part in asked.values() for name, message in part.items()}
@@ -180,6 +182,9 @@ class SecureSummation:
                         running.remove(machine)
                     names = [n for group in request.groups if set(group) & set(asked[id(machine)]) for n in group]
                     result.failed |= {n: machine.lost.get(n, str(err)) for n in names if n not in result.refused}
+
+    def revealing(self) -> None:
+        """Called before sites are asked to unmask: whatever follows, the sums may be known from then on."""
 
     def _finish(self, total: Total, request: RoundRequest, result: Collected, *, alone: bool) -> None:
         result.updates.append(self.update(total, request, alone=alone))
