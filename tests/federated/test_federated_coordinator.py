@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from federated_jobs import Everything, Points, close, logistic, make_job, weights
 from tauon.artifacts import load_checkpoint, save_checkpoint
@@ -28,12 +30,14 @@ from tauon.federated import (
     StrategyConfig,
     TrainingSite,
     Transport,
+    Update,
     Weighting,
     evaluate_sites,
     fairness,
     federate,
     sample_sites,
 )
+from tauon.federated.gradients import FederatedGradients
 from tauon.federated.simulation import ByQuantity, ClientRows, simulate
 from tauon.federated.strategies import CoordinateMedian, FedAdam, FedAvg, Krum, QFedAvg, Scaffold
 from tauon.models import GPTConfig, materialize
@@ -158,6 +162,22 @@ def test_a_coordinator_that_was_killed_repeats_rounds_at_living_sites(tmp_path: 
     second = coordinator(sites)
     restore(second, load_checkpoint(tmp_path / "step-000002"))
     close(weights(train(second)), weights(whole))
+
+
+def test_a_coordinator_on_an_accelerator_sends_and_takes_tensors_of_the_cpu() -> None:
+    """With torch's fake tensors, which have a device and refuse two in one operation, and need no accelerator."""
+    with FakeTensorMode():
+        model = torch.nn.Sequential(torch.nn.BatchNorm1d(2, device="cuda"))
+        model.register_parameter("w", torch.nn.Parameter(torch.empty(3, 2, device="cuda")))
+        job: Any = SimpleNamespace(model=model, step=0)
+        make = FederatedGradients(job, Sites(0), Scaffold(), Rounds(1, steps=1), PlainSummation())
+        sent = make.tensors()
+        assert {t.device.type for t in sent.values()} == {"cpu"} and set(sent) == {*make.travels, *make.state.held}
+        update = Update("a", {n: torch.zeros(t.shape) for n, t in sent.items()}, 1.0, 5, 1, 0.5)
+        make.collect = lambda job, number: Collected([update])  # type: ignore[method-assign]
+        make(job, torch.zeros(1))  # type: ignore[arg-type]
+        make.strategy.after(make.state.held, make.combined, 1.0)
+        assert all(p.grad is not None and p.grad.device.type == "cuda" for p in model.parameters())
 
 
 def nan(message: Message, honest: Callable[[], Message]) -> Message:

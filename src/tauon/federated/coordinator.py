@@ -24,7 +24,7 @@ from tauon.federated.roster import EventFn, Roster
 from tauon.federated.rounds import Rounds
 from tauon.federated.strategies import FedBuff, StrategyConfig
 from tauon.federated.summation import PlainSummation, Summation
-from tauon.federated.updates import travelling
+from tauon.federated.updates import copies, travelling
 from tauon.optim import Constant
 from tauon.train import TrainJob
 from tauon.train.statistics import running_statistics
@@ -148,9 +148,9 @@ def weights_for(
     keep = make.keep if isinstance(make, FederatedGradients) else keep
     names = roster.update(job.step)
     average = job.ema
-    tensors = {n: t.clone() for n, t in travelling(job.model, keep=keep).items()}
+    tensors = copies(travelling(job.model, keep=keep))
     if average is not None:
-        tensors |= {n: average.shadow[n].clone() for n in tensors if n in average.shadow}
+        tensors |= copies({n: average.shadow[n] for n in tensors if n in average.shadow})
     nonce = secrets.token_hex(16)
     return {n: Message(kind, job.step, nonce, {**(fields or {}), "session": roster.joined[n].session}, tensors) for n in names}
 

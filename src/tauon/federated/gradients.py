@@ -18,7 +18,7 @@ from tauon.federated.roster import EventFn, Roster, draw_of, sample_sites
 from tauon.federated.rounds import Rounds
 from tauon.federated.strategies import StrategyConfig
 from tauon.federated.summation import Collected, RoundRequest, Summation, tensor_bytes
-from tauon.federated.updates import Update, travelling
+from tauon.federated.updates import Update, copies, travelling
 from tauon.train import TrainJob
 from tauon.train.statistics import running_statistics
 from tauon.train.step import StepFn
@@ -55,7 +55,7 @@ class FederatedGradients:
         self.travels = travelling(job.model, keep=self.keep)
         self.statistics = {n: t for n, t in running_statistics(job.model).items() if n in self.travels}
         self.parameters = {n: p for n, p in job.model.named_parameters() if n in self.travels}
-        self.state = StrategyState(strategy.state(self.travels))
+        self.state = StrategyState(strategy.state(copies(self.travels)))
         self.products = has_trainable_pairs(job.model)
         self.roster = Roster(transport)
         self.on_event: EventFn | None = None
@@ -69,10 +69,10 @@ class FederatedGradients:
         collected = self.collect(job, number)
         self.combined = self._combine(collected.updates)
         for name, p in self.parameters.items():
-            p.grad = self.combined[name].to(p.dtype).neg()
+            p.grad = self.combined[name].to(p.device, p.dtype).neg()
         with torch.no_grad():
             for name, t in self.statistics.items():  # if the step is skipped, the job puts them back
-                t.add_(self.combined[name].to(t.dtype))
+                t.add_(self.combined[name].to(t.device, t.dtype))
         self.examples = sum(u.examples for u in collected.updates)
         losses = [(u.weight, u.loss) for u in collected.updates if not math.isnan(u.loss)]
         total = sum(w for w, _ in losses)
@@ -93,7 +93,7 @@ class FederatedGradients:
 
     def _combine(self, updates: Sequence[Update]) -> dict[str, Tensor]:
         if self.products and not self.strategy.single_updates:
-            return mean_of_products(updates, self.travels)
+            return mean_of_products(updates, copies(self.travels))
         return self.strategy.combine(updates)
 
     def collect(self, job: TrainJob, number: int) -> Collected:
@@ -184,7 +184,7 @@ class FederatedGradients:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return a copy of what sites get."""
-        return {n: t.clone() for n, t in {**self.travels, **self.strategy.send(self.state.held)}.items()}
+        return copies({**self.travels, **self.strategy.send(self.state.held)})
 
     def messages(self, number: int, attempt: int, asked: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Message]:
         """Return the request to train of each site, all with one nonce."""

@@ -27,6 +27,7 @@ __all__ = [
     "Weighting",
     "batch_norm_names",
     "check_update",
+    "copies",
     "fingerprint",
     "freeze_lora_a",
     "travelling",
@@ -113,6 +114,11 @@ def travelling(model: nn.Module, *, keep: Collection[str] = ()) -> dict[str, Ten
     """
     named = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad} | running_statistics(model)
     return {n: t for n, t in named.items() if not any(fnmatch.fnmatchcase(n, k) for k in keep)}
+
+
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies on the CPU, as they travel."""
+    return {n: t.detach().to("cpu", copy=True) for n, t in tensors.items()}
 
 
 def batch_norm_names(model: nn.Module, *, affine: bool = True) -> list[str]:

@@ -200,7 +200,7 @@ def metrics_of(job: TrainJob, batches: Callable[[], Iterable[Batch]]) -> dict[st
     """Return loss, the task's validation metrics, and accuracy for tasks with scores of classes."""
     job.model.eval()
     correct = total = 0
-    for batch in batches():
+    for batch in (b.to(job.policy.device) for b in batches()):
         scores = job.task.predict(job.model, batch).get("scores")
         if scores is not None and scores.ndim == 2:
             correct, total = correct + int((scores.argmax(1) == batch.targets).sum()), total + len(batch)

@@ -122,7 +122,7 @@ class SiteTraining(TrainExtension):
         if self.ctx.recipe.task.kind_ != "classification" or held_out is None:
             return {}
         right = [
-            (job.task.predict(job.model, batch)["scores"].argmax(1).cpu() == batch.targets).float()
+            (job.task.predict(job.model, batch.to(job.policy.device))["scores"].argmax(1).cpu() == batch.targets).float()
             for batch in ClientRows(held_out, np.arange(len(held_out))).batches()
         ]
         return {"accuracy": float(torch.cat(right).mean())}
