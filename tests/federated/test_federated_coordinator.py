@@ -420,6 +420,29 @@ def test_both_halves_of_an_adapter_cannot_be_summed_blindly() -> None:
         federate(job, Sites(), FedAvg(), Rounds(1, steps=1, weighting=Weighting(max_examples=9)), summation=SumsOnly())
 
 
+def test_a_small_site_that_alone_answers_does_not_become_the_adapter() -> None:
+    """`Weighting.max_gain` for products of adapters: of four equal sites one answers, which counts twice its usual part."""
+    model = torch.nn.Module()
+    for name, shape in (("lora_a", (2, 4)), ("lora_b", (3, 2))):
+        model.register_parameter(name, torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(1))))
+    job: Any = SimpleNamespace(model=torch.nn.ModuleDict({"q": model}), step=0, measured={})
+    change = {"q.lora_a": torch.zeros(2, 4), "q.lora_b": torch.ones(3, 2)}
+
+    class Four(Sites):
+        def ask(self, messages: Mapping[str, Message], *, timeout: float) -> dict[str, Message | Failure]:
+            join = {"examples": 10, "session": "s"}
+            train = {"examples": 10, "steps": 1, "loss": 1.0}
+            return {
+                n: m.answer("joined", join) if m.kind == "join" else m.answer("trained", train, change) if n == "east" else Failure("away")
+                for n, m in messages.items()
+            }
+
+    make = FederatedGradients(job, Four(), FedAvg(), Rounds(1, steps=1), PlainSummation())
+    make(job, torch.zeros(1))  # type: ignore[arg-type]
+    torch.testing.assert_close(make.combined["q.lora_b"], torch.full((3, 2), 0.5))
+    torch.testing.assert_close(make.combined["q.lora_a"], torch.zeros(2, 4), atol=1e-6, rtol=0)
+
+
 def test_each_site_measures_the_model_and_its_own_tuning() -> None:
     sites = Sites()
     job = train(coordinator(sites, count=5))

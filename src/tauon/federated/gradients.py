@@ -61,7 +61,7 @@ class FederatedGradients:
         self.on_event: EventFn | None = None
         self.examples = 0
         self.combined: dict[str, Tensor] = {}
-        self.share = 1.0
+        self.share, self.part = 1.0, 1.0
 
     def __call__(self, job: TrainJob, batch: Batch) -> Tensor:
         """Do round `job.step + 1`; return the mean loss of the sites' training."""
@@ -93,7 +93,7 @@ class FederatedGradients:
 
     def _combine(self, updates: Sequence[Update]) -> dict[str, Tensor]:
         if self.products and not self.strategy.single_updates:
-            return mean_of_products(updates, copies(self.travels))
+            return mean_of_products(updates, copies(self.travels), part=self.part)
         return self.strategy.combine(updates)
 
     def collect(self, job: TrainJob, number: int) -> Collected:
@@ -117,6 +117,9 @@ class FederatedGradients:
                 job.measured |= {"sites": good, "refused": len(collected.refused), "failed": len(collected.failed), "attempt": attempt}
                 self.report("federated_round", event | {"sent_bytes": sent, "received_bytes": collected.received_bytes})
                 self.share = self._share_of(collected.sites)
+                total = sum(u.weight for u in collected.updates)
+                limit = request.weighting.divisor(total, request.expected)
+                self.part = total / limit if len(request.groups) > 1 else 1.0  # of one group, the summation has limited the mean
                 return collected
             why = f"{good} good answers of {len(asked)} sites, at least {self._least()} are needed"
             some = {**collected.refused, **collected.failed}
