@@ -256,6 +256,26 @@ def test_a_site_that_was_killed_after_its_last_round_ends_with_the_final_weights
     assert not again.final  # it is done
 
 
+def test_a_site_that_protects_patients_accounts_for_the_steps_that_it_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flwr")
+    rows = [f"{i % 7},{(i * 5) % 11},p{i // 10},{'yes' if i % 3 else 'no'}" for i in range(400)]
+    (tmp_path / "own.csv").write_text("a,b,patient,y\n" + "\n".join(rows) + "\n")
+    sections = {
+        "data": {
+            "source": {"kind": "csv", "path": str(tmp_path / "own.csv"), "label": "y"}, "table": {"group": "patient"}, "normalize": "none",
+            "split": {"validation": "10%", "test": "10%"},
+        },
+        "model": {"kind": "mlp", "hidden": [4]}, "train": {"epochs": 1, "batch": 8}, "federate": {"rounds": 2},
+        "privacy": {"unit": "group", "rows_per_unit": 2, "noise_multiplier": 2.0, "delta": 1e-3, "generator": "seeded"},
+    }  # fmt: skip
+    monkeypatch.setenv("TAUON_LEDGER", str(tmp_path / "ledger"))
+    monkeypatch.setattr("tauon.federated.flower.join", Coordinator(2, "final"))
+    with network(JoinAt("127.0.0.1:1", "a", tmp_path)):
+        folder = run(parse(Recipe, tree("patients", **sections)), root=tmp_path, stages=("prepare", "train")).folder
+    record = read_json(folder / "privacy.json")
+    assert 25 < record["units"] < 40 and record["steps"] == 2 * -(-record["units"] // 8)
+
+
 def test_keys_that_are_missing_are_named_with_where_they_come_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = text_recipe(tmp_path, federate={"rounds": 1, "sites": 3})
     ended = Tauon(capsys)("federate", "serve", recipe, "--keys", tmp_path / "none")

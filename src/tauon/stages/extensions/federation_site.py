@@ -44,9 +44,13 @@ class SiteTraining(TrainExtension):
         self.ctx, self.config, self.end = ctx, config, end
         self.state = SiteState()
         self.settled: Plan
+        self.batches: Loader
         self.events: EventLog | None = None
         self.save: Callable[..., None] | None = None
         count_as_read(config)  # the coordinator uses it
+
+    def work(self, loader: Loader) -> None:
+        self.batches = loader
 
     def plan(self, plan: Plan) -> None:
         if not self.ctx.recipe.data.rows:
@@ -54,10 +58,8 @@ class SiteTraining(TrainExtension):
         self.settled = plan
         train = self.ctx.train
         steps = (
-            train.steps
-            if train.steps is not None
-            else Loader(self.ctx.splits.train, batch=train.batch, seed=0).steps_for(train.epochs or 1)
-        )
+            train.steps if train.steps is not None else self.batches.steps_for(train.epochs or 1)
+        )  # as in a round: of units, if they are private
         plan.steps = self.config.rounds * steps  # in all rounds: what a private site accounts for
         reason = f"{self.config.rounds} rounds, as many as the coordinator asks for"
         plan.derived = [d for d in plan.derived if d.path not in ("train.steps", "optim.schedule")]
