@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from federated_jobs import Everything, Points, close, logistic, make_job, weights
 from tauon.artifacts import load_checkpoint, save_checkpoint
@@ -28,14 +30,16 @@ from tauon.federated import (
     StrategyConfig,
     TrainingSite,
     Transport,
+    Update,
     Weighting,
     evaluate_sites,
     fairness,
     federate,
     sample_sites,
 )
+from tauon.federated.gradients import FederatedGradients
 from tauon.federated.simulation import ByQuantity, ClientRows, simulate
-from tauon.federated.strategies import CoordinateMedian, FedAdam, FedAvg, Krum, Scaffold
+from tauon.federated.strategies import CoordinateMedian, FedAdam, FedAvg, Krum, QFedAvg, Scaffold
 from tauon.models import GPTConfig, materialize
 from tauon.models.adapters import LoraConfig
 from tauon.train import TrainJob, job_state, restore, train, validation_loss
@@ -137,6 +141,17 @@ def test_a_resume_after_any_round_ends_with_the_same_weights_to_the_last_bit(str
         close(weights(train(second)), weights(whole))
 
 
+@pytest.mark.parametrize("lost", [[], ["north"], ["east", "north"]], ids=["none", "one", "most"])
+def test_the_servers_control_variate_is_the_mean_of_the_sites_own_also_when_some_vanish(lost: list[str]) -> None:
+    """Karimireddy et al. 2020, algorithm 1: c is the mean of all c_k, of sites that did not answer as well (theirs are still 0)."""
+    sites = Sites()
+    sites.faults = dict.fromkeys(lost, vanish)
+    job = train(coordinator(sites, Scaffold(), count=1))
+    for name, c in job.extra["strategy"].tensors().items():
+        own = {k: site.state.before(2).get(name, torch.zeros_like(c)) for k, site in sites.running.items()}
+        torch.testing.assert_close(c, sum(len(sites.parts[k]) * t for k, t in own.items()) / 90)
+
+
 def test_a_coordinator_that_was_killed_repeats_rounds_at_living_sites(tmp_path: Path) -> None:
     sites = Sites()
     whole = train(coordinator(sites))
@@ -148,6 +163,22 @@ def test_a_coordinator_that_was_killed_repeats_rounds_at_living_sites(tmp_path: 
     second = coordinator(sites)
     restore(second, load_checkpoint(tmp_path / "step-000002"))
     close(weights(train(second)), weights(whole))
+
+
+def test_a_coordinator_on_an_accelerator_sends_and_takes_tensors_of_the_cpu() -> None:
+    """With torch's fake tensors, which have a device and refuse two in one operation, and need no accelerator."""
+    with FakeTensorMode():
+        model = torch.nn.Sequential(torch.nn.BatchNorm1d(2, device="cuda"))
+        model.register_parameter("w", torch.nn.Parameter(torch.empty(3, 2, device="cuda")))
+        job: Any = SimpleNamespace(model=model, step=0)
+        make = FederatedGradients(job, Sites(0), Scaffold(), Rounds(1, steps=1), PlainSummation())
+        sent = make.tensors()
+        assert {t.device.type for t in sent.values()} == {"cpu"} and set(sent) == {*make.travels, *make.state.held}
+        update = Update("a", {n: torch.zeros(t.shape) for n, t in sent.items()}, 1.0, 5, 1, 0.5)
+        make.collect = lambda job, number: Collected([update])  # type: ignore[method-assign]
+        make(job, torch.zeros(1))  # type: ignore[arg-type]
+        make.strategy.after(make.state.held, make.combined, 1.0)
+        assert all(p.grad is not None and p.grad.device.type == "cuda" for p in model.parameters())
 
 
 def nan(message: Message, honest: Callable[[], Message]) -> Message:
@@ -200,6 +231,23 @@ def test_a_bad_site_is_left_out_and_named_and_the_round_is_saved(fault: Fault, w
     without = Sites()
     del without.running["north"]
     close(weights(job), weights(train(coordinator(without, count=2, weighting=weighting))))
+
+
+@pytest.mark.parametrize("loss", [-1.0, None, math.inf])
+def test_a_site_without_a_usable_loss_does_not_stop_qfedavg(loss: float | None) -> None:
+    sites, events = Sites(), Events()
+
+    def lying(message: Message, honest: Callable[[], Message]) -> Message | Failure:
+        answer = honest()
+        fields = {k: v for k, v in answer.fields.items() if k != "first_loss"} | ({} if loss is None else {"first_loss": loss})
+        return replace(answer, fields=fields)
+
+    sites.faults["north"] = lying
+    job = coordinator(sites, QFedAvg(), events=events, count=2)
+    before = weights(job)
+    train(job)
+    assert all("first_loss" in event["refused"]["north"] for event in events.of("federated_round"))
+    assert any(not torch.equal(t, before[n]) for n, t in weights(job).items())
 
 
 def test_a_site_that_was_restarted_joins_again() -> None:
@@ -263,15 +311,19 @@ def test_a_coordinator_waits_for_sites(monkeypatch: pytest.MonkeyPatch) -> None:
         train(coordinator(sites, count=1, min_answers=5))
 
 
-def test_krum_waits_for_sites_that_were_there_before() -> None:
+def test_krum_waits_for_sites_that_were_there_before(tmp_path: Path) -> None:
     parts = ByQuantity(power=0).split(5, labels=DATA.y.numpy(), seed=0)
     job = simulate(logistic(Everything(DATA)), DATA, parts, Krum(malicious=1), Rounds(2, steps=1), batch=5)
-    sites: Any = job.extra["sites"]
     train(job, hooks=[lambda job, info: "stop"])
     job.notes.clear()
-    del sites.names[-1]
-    with pytest.raises(TrainingError, match=r"round 2 failed 5 times.*at least 5 sites"):
-        train(job)
+    save_checkpoint(tmp_path, 1, *job_state(job))
+    resumed = simulate(logistic(Everything(DATA)), DATA, parts, Krum(malicious=1), Rounds(2, steps=1), batch=5)
+    restore(resumed, load_checkpoint(tmp_path / "step-000001"))
+    for one in (job, resumed):
+        sites: Any = one.extra["sites"]
+        del sites.names[-1]
+        with pytest.raises(TrainingError, match=r"round 2 failed 5 times.*at least 5 sites"):
+            train(one)
 
 
 def test_a_site_of_another_recipe_does_not_join() -> None:
@@ -377,6 +429,29 @@ def test_both_halves_of_an_adapter_cannot_be_summed_blindly() -> None:
     job.model = materialize(config, seed=0)
     with pytest.raises(RecipeError, match="freeze A"):
         federate(job, Sites(), FedAvg(), Rounds(1, steps=1, weighting=Weighting(max_examples=9)), summation=SumsOnly())
+
+
+def test_a_small_site_that_alone_answers_does_not_become_the_adapter() -> None:
+    """`Weighting.max_gain` for products of adapters: of four equal sites one answers, which counts twice its usual part."""
+    model = torch.nn.Module()
+    for name, shape in (("lora_a", (2, 4)), ("lora_b", (3, 2))):
+        model.register_parameter(name, torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(1))))
+    job: Any = SimpleNamespace(model=torch.nn.ModuleDict({"q": model}), step=0, measured={})
+    change = {"q.lora_a": torch.zeros(2, 4), "q.lora_b": torch.ones(3, 2)}
+
+    class Four(Sites):
+        def ask(self, messages: Mapping[str, Message], *, timeout: float) -> dict[str, Message | Failure]:
+            join = {"examples": 10, "session": "s"}
+            train = {"examples": 10, "steps": 1, "loss": 1.0}
+            return {
+                n: m.answer("joined", join) if m.kind == "join" else m.answer("trained", train, change) if n == "east" else Failure("away")
+                for n, m in messages.items()
+            }
+
+    make = FederatedGradients(job, Four(), FedAvg(), Rounds(1, steps=1), PlainSummation())
+    make(job, torch.zeros(1))  # type: ignore[arg-type]
+    torch.testing.assert_close(make.combined["q.lora_b"], torch.full((3, 2), 0.5))
+    torch.testing.assert_close(make.combined["q.lora_a"], torch.zeros(2, 4), atol=1e-6, rtol=0)
 
 
 def test_each_site_measures_the_model_and_its_own_tuning() -> None:

@@ -366,7 +366,8 @@ def test_a_site_with_the_final_weights_does_not_wait_for_a_coordinator_that_is_g
     with serve("127.0.0.1:0", folder=keys, roster=keys / "roster") as coordinator:
         site = SiteThread(keys, coordinator.port, "a", Adder(1.0))
         assert coordinator.wait_for(1, timeout=120) == ["a"]
-        coordinator.ask({"a": message(kind="final")}, timeout=120)
+        for kind in ("final", "evaluate"):
+            coordinator.ask({"a": message(kind=kind)}, timeout=120)
         monkeypatch.setattr(coordinator, "end", lambda: None)  # it dies without saying goodbye
     site.thread.join(120)
     assert not site.thread.is_alive() and site.error is None

@@ -24,14 +24,21 @@ from tauon.federated import (
     Rounds,
     SiteState,
     TrainingSite,
+    Weighting,
+    federate,
     mean_of_sum,
     travelling,
     weighted_vector,
 )
-from tauon.federated.simulation import simulate
+from tauon.federated.private import PrivateSummation, UpdatePrivacy
+from tauon.federated.simulation import SimulatedSites, local_job, simulate
 from tauon.federated.strategies import FedAvg, FedBN, FedProx, Scaffold
 from tauon.models import ModelConfig
 from tauon.optim import AdamWConfig, Constant, SGDConfig
+from tauon.privacy import make_private
+from tauon.privacy.clipped import FlatClipping
+from tauon.privacy.noise import Constant as ConstantNoise
+from tauon.privacy.noise import NoisePlan, NoiseSource
 from tauon.testing import run_processes
 from tauon.train import TrainJob, train
 from tauon.types import DataSpec
@@ -116,32 +123,53 @@ def test_a_private_site_never_uses_a_step_twice() -> None:
     assert again.job.step == 15
 
 
-def test_a_private_site_makes_no_more_steps_than_its_privacy_is_accounted_for() -> None:
-    local, state, server = LocalTraining(logistic(loader()), 60, most_steps=9), SiteState(), logistic(loader())
-    local.train(order(server, 1, steps=10), state)  # without privacy there is nothing to account for
-    local, state = LocalTraining(logistic(loader()), 60, most_steps=9), SiteState()
-    local.private = True
-    for number in (1, 1):  # a round that is done again counts again
-        local.train(order(server, number, steps=4), state)
-    with pytest.raises(MessageError, match="accounted for 9 steps, and this would be 12"):
-        local.train(order(server, 2, steps=4), state)
-    with pytest.raises(MessageError, match="accounted for 9 steps"):
-        local.fine_tune(2)
-    local.train(order(server, 2, steps=1), state)
-    again, saved = LocalTraining(logistic(loader()), 60, most_steps=9), SiteState()
-    again.private = True
-    saved.load(state.tensors())
-    with pytest.raises(MessageError, match="accounted for 9 steps"):
-        again.train(order(server, 3, steps=1), saved)
+def private_job() -> TrainJob:
+    plan = NoisePlan(ConstantNoise(), 1.0, 30)
+    return make_private(logistic(loader()), FlatClipping(), plan, NoiseSource.seeded(0), expected=lambda step: 8.0)
 
 
-def test_a_private_site_keeps_the_exact_loss_of_its_examples() -> None:
-    local, server = LocalTraining(logistic(loader()), 60, data=lambda: [DATA.batch(np.arange(60))]), logistic(loader())
-    assert {"loss", "first_loss"} <= local.train(order(server, 1, first_loss=True), SiteState()).fields.keys()
-    local.private = True
-    assert local.train(order(server, 2), SiteState()).fields.keys() == {"examples", "steps"} and 0 < local.loss < 10
-    with pytest.raises(MessageError, match="the exact loss of its examples stays here"):
-        local.train(order(server, 3, first_loss=True), SiteState())
+def test_a_private_site_gives_no_exact_loss_of_its_examples() -> None:
+    server, local = logistic(loader()), LocalTraining(private_job(), 60, data=lambda: [DATA.batch(np.arange(60))])
+    private = local.train(order(server, max_examples=60), SiteState())
+    assert set(private.fields) == {"examples", "steps"} and math.isfinite(local.loss)
+    with pytest.raises(MessageError, match="no exact loss"):
+        local.train(order(server, 2, first_loss=True), SiteState())
+    open_ = LocalTraining(logistic(loader()), 60).train(order(server, max_examples=60), SiteState())
+    vectors = [weighted_vector(order(server, max_examples=60), a) for a in (private, open_)]
+    total = {n: sum(v[n] for v in vectors) for n in vectors[0]}
+    assert mean_of_sum(total, ["a", "b"], 1).loss == pytest.approx(open_.fields["loss"])  # type: ignore[arg-type]
+    assert math.isnan(mean_of_sum(vectors[0], ["a"], 1).loss)
+
+
+def test_a_private_site_makes_no_more_steps_than_were_reserved() -> None:
+    server, state = logistic(loader()), SiteState()
+    local = LocalTraining(private_job(), 60, most_steps=7)
+    for number in (1, 2):
+        local.train(order(server, number), state)
+    with pytest.raises(MessageError, match="reserved privacy for 7 local steps and has made 6"):
+        local.train(order(server, 3), state)
+    with pytest.raises(MessageError, match="refuses 5 more"):
+        local.fine_tune(5)
+    with pytest.raises(MessageError, match="refuses 1,000,000 more"):
+        local.train(order(server, 3, steps=10**6), state)
+    assert local.job.step == 6
+    assert local.train(order(server, 3, steps=1), state).fields["steps"] == 1
+    plain = LocalTraining(logistic(loader()), 60, most_steps=3)
+    assert [plain.train(order(server, n), SiteState()).fields["steps"] for n in (1, 2)] == [3, 3]
+
+
+def test_a_private_site_repeats_its_answer_to_a_round_that_is_repeated() -> None:
+    server, saved = logistic(loader()), []
+    site = TrainingSite(LocalTraining(private_job(), 60, most_steps=6), save=lambda state: saved.append(state.steps))
+    first = site.answer(order(server, session=joined(site), attempt=0))
+    session = joined(site)  # the coordinator was restarted
+    second = site.answer(replace(order(server, session=session, attempt=1), nonce="another"))
+    assert second.nonce == "another" and second.fields == first.fields and saved == [3]
+    close(dict(second.tensors), dict(first.tensors))
+    with torch.no_grad():
+        next(server.model.parameters()).add_(0.1)
+    site.answer(order(server, session=session, attempt=2))  # from other weights: other steps
+    assert saved == [3, 6]
 
 
 def gradient(x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,6 +252,19 @@ def test_fedbn_leaves_batch_norm_at_the_site() -> None:
     name = next(n for n in kept if n.endswith("running_mean"))
     assert not torch.equal(first[f"kept/{name}"], second[f"kept/{name}"])
     assert not torch.equal(first[f"kept/{name}"], before[name])
+
+
+def test_statistics_of_batch_norm_are_not_noised() -> None:
+    data, summation = Points(30, spec=IMAGES), PrivateSummation(UpdatePrivacy("central", 1.0, 1.0, sites=3))
+    rounds = Rounds(1, steps=1, weighting=Weighting(by="equal"))
+    for strategy in (FedAvg(), FedBN(affine=False)):
+        job = batch_norm_job(data)
+        sites = SimulatedSites(local_job(job), data, np.split(np.arange(30), 3), batch=10, strategy=strategy)
+        if isinstance(strategy, FedBN):
+            train(federate(job, sites, strategy, rounds, summation=summation))
+        else:
+            with pytest.raises(RecipeError, match=r"a variance may become negative.*norm=group"):
+                federate(job, sites, strategy, rounds, summation=summation)
 
 
 def test_running_statistics_are_averaged_and_counters_are_not() -> None:

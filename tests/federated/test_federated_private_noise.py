@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 from secure_sites import Wire, flower, group, session
 
 from tauon.errors import DataError, PrivacyError, RecipeError
+from tauon.federated import Failure, Message, RoundRequest, Weighting
 from tauon.federated.private import (
     WITHIN,
     AdaptiveClip,
     DistributedNoise,
+    PrivateSummation,
     UpdatePrivacy,
     add_central_noise,
     add_local_noise,
@@ -270,6 +273,38 @@ def test_poisson_sampling_takes_each_site_with_the_stated_probability_independen
     assert drawn.sum(1).var() == pytest.approx(40 * 0.25 * 0.75, rel=0.25)  # of a binomial
     off = np.corrcoef(drawn.T)[~np.eye(40, dtype=bool)]
     assert abs(off.mean()) < 0.01
+
+
+FIVE = [f"s{i}" for i in range(5)]
+
+
+class Alike:
+    """Five sites with the same update."""
+
+    def sites(self) -> list[str]:
+        return FIVE
+
+    def ask(self, messages: Mapping[str, Message], *, timeout: float) -> dict[str, Message | Failure]:
+        return {n: m.answer("trained", {"examples": 10, "steps": 1}, {"w": torch.ones(3)}) for n, m in messages.items()}
+
+
+@pytest.mark.parametrize(("rate", "numbers"), [(0.5, {}), (0.3, {}), (1.0, {}), (0.5, {WITHIN: 0.5})])
+def test_the_mean_of_a_fixed_number_of_equal_updates_is_that_update(rate: float, numbers: dict[str, float]) -> None:
+    p = privacy(sites=5, clip_norm=100.0, noise_multiplier=1e-12, sampling="fixed-size", rate=rate, numbers=numbers)
+    order = Message("train", 1, "n", {"weight_by": "examples", "max_examples": 20}, {"w": torch.zeros(3)})
+    weighting = Weighting(max_examples=20)
+    request = RoundRequest(dict.fromkeys(FIVE, order), [FIVE], dict.fromkeys(FIVE, 10), 1.0, weighting)
+    summation = PrivateSummation(p, AdaptiveClip(quantile=1.0) if numbers else None)
+    (update,) = summation.collect(Alike(), request).updates
+    torch.testing.assert_close(update.tensors["w"], torch.ones(3))
+    assert summation.privacy.clip_norm == pytest.approx(100.0)  # all were within it
+
+
+def test_a_sample_of_less_than_one_site_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"0\.1 of 5 sites: less than one"):
+        privacy(sites=5, sampling="fixed-size", rate=0.1)
+    privacy(sites=5, sampling="fixed-size", rate=0.2)
+    privacy(sites=5, sampling="poisson", rate=0.1)
 
 
 def test_fixed_size_sampling_takes_as_many_and_full_takes_all() -> None:

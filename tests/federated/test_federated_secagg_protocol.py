@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tauon.federated.secagg import (
     RoundFailed,
     SecureAggregationError,
     SecureSettings,
+    SecureSite,
     SecureSum,
     Session,
     SiteRules,
@@ -222,13 +224,9 @@ def test_fewer_than_three_sites_are_refused() -> None:
         SiteRules(fewest=2)
 
 
-def test_the_round_is_remembered_over_a_restart(tmp_path: object) -> None:
-    from pathlib import Path
-
-    from tauon.federated.secagg import SecureSite
-
+def test_the_round_is_remembered_over_a_restart(tmp_path: Path) -> None:
     g = group(4)
-    memory = Path(str(tmp_path)) / "round.json"
+    memory = tmp_path / "round.json"
     old = g.sites["site-00"]
     old.memory = memory
     run(g, number=5)
@@ -246,6 +244,21 @@ def test_the_round_is_remembered_over_a_restart(tmp_path: object) -> None:
     memory.write_text("{")
     with pytest.raises(RunError, match="does not say in which round"):
         again()
+
+
+def test_a_site_unmasks_no_more_sums_than_were_agreed(tmp_path: Path) -> None:
+    rules, memory = SiteRules(most_sums=2), tmp_path / "round.json"
+    g = group(4)
+    g.sites = {n: SecureSite(n, s.identity, g.pinned, s.contribute, run=s.run, rules=rules) for n, s in g.sites.items()}
+    g.sites["site-00"].memory = memory
+    for number in (1, 2):
+        assert_is_sum(g, run(g, number=number), g.names)
+    old = g.sites["site-00"]
+    g.sites["site-00"] = SecureSite("site-00", old.identity, g.pinned, old.contribute, run=old.run, rules=rules, memory=memory)
+    wire = Wire(g.sites)
+    with pytest.raises(RoundFailed):
+        secure_sum(wire, g.names, g.work, g.layout, session(3), g.settings)
+    assert set(wire.refusals) == set(g.names) and all("privacy of 2 rounds is spent" in why for why in wire.refusals.values())
 
 
 def test_messages_in_clear_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from federated_jobs import Everything, Points, logistic, weights
 from tauon.config import parse
 from tauon.data import Loader
-from tauon.errors import RecipeError, TauonError, TrainingError
+from tauon.errors import RecipeError, RunError, TauonError, TrainingError
 from tauon.federated import (
     Failure,
     Limits,
@@ -354,6 +355,57 @@ def test_private_numbers_that_make_no_sense_are_refused(loss: Any) -> None:
     events: list[Mapping[str, Any]] = []
     trained(Sites({**ends, "a": Odd()}), PrivateSummation(p), count=1, events=lambda _, fields: events.append(fields))
     assert [e["refused"] for e in events if "refused" in e] == [{"a": "private numbers that are not finite"}]
+
+
+def test_a_site_with_local_noise_answers_no_more_rounds_than_were_agreed(tmp_path: Path) -> None:
+    p, memory = replace(central(noise_multiplier=30.0), mode="local"), tmp_path / "round.json"
+
+    def start(run: str = "r") -> PrivateSite:
+        return PrivateSite(training("a"), p, len(PARTS["a"]), most=2, run=run, memory=memory)
+
+    tensors = {n: t.clone() for n, t in training("a").local.travels.items()}
+
+    def ask(site: PrivateSite, number: int) -> Message:
+        session = site.answer(Message("join", fields={"identity": {}})).fields["session"]
+        return site.answer(Message("train", number, "n", {"steps": 1, "session": session}, tensors))
+
+    ask(start(), 1)
+    ask(site := start(), 2)
+    for spent in (site, start()):
+        with pytest.raises(TauonError, match="privacy of 2 rounds is spent"):
+            ask(spent, 3)
+    ask(start("another recipe"), 1)
+    memory.write_text("{")
+    with pytest.raises(RunError, match="does not say in how many rounds"):
+        start()
+
+
+def test_noise_of_the_sites_is_counted_as_soon_as_it_may_be_known() -> None:
+    local = replace(central(noise_multiplier=30.0), mode="local")
+    sites, summation = Sites({n: PrivateSite(training(n), local, len(PARTS[n])) for n in NAMES}), PrivateSummation(local)
+    counted: list[int] = []
+
+    def killed(messages: Mapping[str, Message], *, timeout: float) -> Any:
+        if next(iter(messages.values())).kind == "train":
+            counted.append(summation.released)
+            raise KeyboardInterrupt
+        return Sites.ask(sites, messages, timeout=timeout)
+
+    sites.ask = killed  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trained(sites, summation, count=1)
+    assert counted == [1]
+
+    p = replace(local, mode="distributed", contributors=5)
+    hidden, secret = secure(p), PrivateSecureSummation("r", PinnedKeys(), p)
+    hidden.lost = {(n, "secagg/agree") for n in NAMES}  # nothing is known
+    with pytest.raises(TrainingError):
+        trained(hidden, secret, count=1, attempts=2)
+    assert secret.released == 0
+    hidden.lost = {(n, "secagg/unmask") for n in NAMES}  # they answered, perhaps, but it did not arrive
+    with pytest.raises(TrainingError):
+        trained(hidden, secret, count=1, attempts=2)
+    assert secret.released == 2
 
 
 def test_sampled_sites_are_drawn_secretly_and_a_round_without_any_is_noise() -> None:

@@ -11,14 +11,17 @@ import pytest
 import torch
 
 from federated_jobs import Everything, Points, close, logistic, make_job, weights
+from tauon.config import parse
+from tauon.data import Loader
 from tauon.errors import RecipeError, TrainingError
 from tauon.federated import Failure, Message, Rounds, Weighting, evaluate_sites, federate, travelling
 from tauon.federated.asynchronous import SimulatedArrivals
 from tauon.federated.simulation import BatchedSites, ByQuantity, Dirichlet, Even, SimulatedSites, local_job, simulate
-from tauon.federated.strategies import FedAvg, FedBuff
+from tauon.federated.strategies import FedAvg, FedBuff, Scaffold
 from tauon.models import LogisticConfig, MLPConfig, ModelConfig
 from tauon.optim import AdamWConfig, Constant, SGDConfig
 from tauon.train import train, validation_loss
+from tauon.types import DataSpec
 
 DATA = Points(200)
 UNEVEN = ByQuantity(power=1.5).split(7, labels=DATA.y.numpy(), seed=0)
@@ -124,6 +127,22 @@ def test_ten_thousand_clients_take_no_memory_each() -> None:
     assert seen[-1] - seen[0] < 20_000  # kilobytes
 
 
+def test_a_round_that_is_repeated_starts_from_the_clients_state_before_it() -> None:
+    job = logistic(None)
+    sites = SimulatedSites(local_job(job), DATA, UNEVEN, batch=6, strategy=Scaffold())
+    tensors = {n: t.clone() for n, t in travelling(job.model).items()}
+    tensors |= Scaffold().state(tensors)
+
+    def ask(number: int, attempt: int) -> dict[str, Any]:
+        fields = {"steps": 3, "control": True, "attempt": attempt}
+        return sites.ask({n: Message("train", number, "nonce", fields, tensors) for n in sites.names}, timeout=1.0)
+
+    ask(1, 0)
+    first, again = ask(2, 0), ask(2, 1)
+    for name in sites.names:
+        close(dict(again[name].tensors), dict(first[name].tensors))
+
+
 def test_simulated_clients_measure_and_fine_tune() -> None:
     strategy = FedAvg()
     job = make_job(None)
@@ -155,6 +174,19 @@ def run_buffered(rounds: int = 40, *, slow: float = 1.0, fails: Any = None, **mo
         job, sites, strategy, Rounds(rounds, steps=3), arrivals=arrivals, on_event=lambda kind, fields: events.append((kind, fields))
     )
     return train(coordinator), arrivals, [f for k, f in events if k == "federated_round"]
+
+
+def test_stale_updates_leave_running_variances_positive() -> None:
+    spec = DataSpec(input_shape=(1, 16, 16), outputs=3, labels=("a", "b", "c"))
+    data, strategy = Points(60, spec=spec), FedBuff(buffer=2, concurrency=6)
+    data.x *= 0.05  # so that variances fall, from all sites alike
+    model = parse(ModelConfig, {"kind": "resnet20", "width": 8})  # type: ignore[type-abstract]
+    job = make_job(Loader(data, batch=10, seed=1), model=model, spec=spec)
+    sites = SimulatedSites(local_job(job), data, np.split(np.arange(60), 6), batch=10, strategy=strategy)
+    arrivals = SimulatedArrivals(sites, lambda name, count: 1.0 + 0.001 * count)
+    train(federate(job, sites, strategy, Rounds(4, steps=4), arrivals=arrivals))
+    variances = {n: t for n, t in travelling(job.model).items() if n.endswith("running_var")}
+    assert variances and all(float(t.min()) > 0 for t in variances.values())
 
 
 def test_updates_are_applied_as_they_arrive() -> None:

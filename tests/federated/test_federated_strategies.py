@@ -137,6 +137,19 @@ def test_robust_rules_withstand_a_fifth_of_poisoned_updates(strategy: StrategyCo
     assert torch.cat([(plain[n] - truth[n]).flatten() for n in truth]).norm() > 0.3 * size
 
 
+def test_a_huge_loss_does_not_overflow_qfedavg() -> None:
+    each = [Update(u.site, u.tensors, u.weight, first_loss=loss) for u, loss in zip(updates(2), (1e300, 0.1), strict=True)]
+    found = QFedAvg(q=3.0).combine(each)
+    torch.testing.assert_close(found["w"], each[0].tensors["w"])  # the other's share is 1e-900
+
+
+def test_trimming_less_than_a_site_says_how_many_it_needs() -> None:
+    for trim, least in ((1e-5, "100,000|100000"), (1 / 49, "49|50"), (0.2, "5")):
+        with pytest.raises(RecipeError, match=f"at least ({least}) sites"):
+            TrimmedMean(trim=trim).refuse(2)
+        TrimmedMean(trim=trim).refuse(100_001)
+
+
 def test_krum_refuses_fewer_than_2f_plus_3() -> None:
     Krum(malicious=2).refuse(7)
     with pytest.raises(RecipeError, match="at least 7 sites"):

@@ -186,6 +186,18 @@ def test_products_replace_the_mean_for_pairs_only() -> None:
     assert all(torch.equal(combined[n], plain[n]) for n in sent if "lora_" not in n)
 
 
+def test_a_part_of_the_sites_moves_the_product_by_that_part() -> None:
+    g = torch.Generator().manual_seed(0)
+    sent = {"q.lora_a": torch.randn(2, 8, generator=g), "q.lora_b": torch.randn(6, 2, generator=g), "bias": torch.randn(6, generator=g)}
+    update = Update("a", {n: torch.randn(t.shape, generator=g) for n, t in sent.items()}, 5.0)
+    combined = mean_of_products([update], sent, part=0.25)
+    new = {n: (sent[n] + update.tensors[n]).double() for n in sent}
+    u, s, vt = torch.linalg.svd(0.25 * new["q.lora_b"] @ new["q.lora_a"] + 0.75 * (sent["q.lora_b"] @ sent["q.lora_a"]).double())
+    found = {n: (sent[n] + combined[n]).double() for n in sent}
+    torch.testing.assert_close(found["q.lora_b"] @ found["q.lora_a"], (u[:, :2] * s[:2]) @ vt[:2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(combined["bias"], 0.25 * update.tensors["bias"])
+
+
 def test_freezing_a_leaves_b() -> None:
     model = adapted()
     frozen = freeze_lora_a(model)

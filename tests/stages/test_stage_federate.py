@@ -14,7 +14,9 @@ import torch
 import tauon
 from tauon.artifacts import latest_checkpoint, read_json
 from tauon.config import parse
-from tauon.errors import Interrupted, RecipeError, TauonError
+from tauon.errors import Interrupted, RecipeError, RunError, TauonError
+from tauon.federated import Message
+from tauon.federated.network import JoinAt, network
 from tauon.pipeline import run
 from tauon.recipe import Recipe
 from tauon.tracking import read_events
@@ -65,6 +67,22 @@ def test_the_pooled_model_of_the_comparison_is_the_run_without_federate(tmp_path
     plain = run(parse(Recipe, sections), root=tmp_path, stages=("prepare", "train", "evaluate")).folder
     pooled = read_json(done / "federate.json")["comparison"]["pooled"]["metrics"]
     assert pooled["log_loss"]["value"] == pytest.approx(read_json(plain / "evaluation.json")["metrics"]["log_loss"]["value"], abs=1e-6)
+
+
+def test_a_model_whose_batch_norm_stayed_at_the_sites_is_not_compared(tmp_path: Path) -> None:
+    notes: list[str] = []
+    sections = {
+        "data": {"source": {"kind": "sklearn", "name": "digits"}, "split": {"validation": "5%", "test": "5%"}},
+        "model": {"kind": "resnet20", "width": 8}, "train": {"steps": 1, "batch": 8},
+        "federate": {"rounds": 1, "strategy": "fedbn", "simulate": {"sites": 2}},
+    }  # fmt: skip
+    folder = run(
+        parse(Recipe, tree("fedbn", **sections)), root=tmp_path, stages=("prepare", "train", "federate", "report"),
+        on_event=lambda kind, /, **f: notes.append(str(f.get("message"))),
+    ).folder  # fmt: skip
+    found = read_json(folder / "federate.json")
+    assert "comparison" not in found and set(found["sites"]) == {"client-0", "client-1"} and (folder / "report.html").is_file()
+    assert any("with fedbn batch norm stays at the sites" in n for n in notes)
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fedbn", "fedadam"])
@@ -197,6 +215,65 @@ def test_updates_are_private_and_the_run_says_what_that_spent(tmp_path: Path, pr
 def test_protection_that_would_not_protect_is_refused(tmp_path: Path, federate: dict[str, Any], message: str) -> None:
     with pytest.raises(TauonError, match=message):
         federated_weights(tmp_path, "bad", **federate)
+
+
+class Coordinator:
+    """What a site sees in place of a network: rounds, then how it ends."""
+
+    def __init__(self, rounds: int, end: str) -> None:
+        self.rounds, self.end, self.final = rounds, end, dict[str, torch.Tensor]()
+
+    def __call__(self, address: str, site: Any, **more: Any) -> None:
+        local = site.site.local
+        session = site.answer(Message("join", fields={"identity": {}})).fields["session"]
+        sent = {n: t.clone() for n, t in local.travels.items()}
+        for number in range(1, self.rounds + 1):
+            site.answer(Message("train", number, "n", {"session": session, "epochs": 1}, sent))
+        if self.end == "kill":
+            raise Interrupted("killed")
+        if self.end == "final":
+            self.final = {n: torch.full_like(t, 0.25) for n, t in sent.items()}
+            site.answer(Message("final", self.rounds, "m", {"session": session}, self.final))
+
+
+def test_a_site_that_was_killed_after_its_last_round_ends_with_the_final_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flwr")
+    recipe = parse(Recipe, tree("site", federate={"rounds": 2}))
+
+    def joined(coordinator: Coordinator) -> Path:
+        monkeypatch.setattr("tauon.federated.flower.join", coordinator)
+        with network(JoinAt("127.0.0.1:1", "a", tmp_path)):
+            return run(recipe, root=tmp_path, stages=("prepare", "train")).folder
+
+    with pytest.raises(Interrupted):
+        joined(Coordinator(2, "kill"))
+    with pytest.raises(RunError, match="ended before this site had the final weights"):
+        joined(Coordinator(0, "end"))
+    last = Coordinator(0, "final")
+    found = weights(joined(last))
+    assert last.final and all(torch.equal(found[n], t) for n, t in last.final.items())
+    joined(again := Coordinator(0, "final"))
+    assert not again.final  # it is done
+
+
+def test_a_site_that_protects_patients_accounts_for_the_steps_that_it_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flwr")
+    rows = [f"{i % 7},{(i * 5) % 11},p{i // 10},{'yes' if i % 3 else 'no'}" for i in range(400)]
+    (tmp_path / "own.csv").write_text("a,b,patient,y\n" + "\n".join(rows) + "\n")
+    sections = {
+        "data": {
+            "source": {"kind": "csv", "path": str(tmp_path / "own.csv"), "label": "y"}, "table": {"group": "patient"}, "normalize": "none",
+            "split": {"validation": "10%", "test": "10%"},
+        },
+        "model": {"kind": "mlp", "hidden": [4]}, "train": {"epochs": 1, "batch": 8}, "federate": {"rounds": 2},
+        "privacy": {"unit": "group", "rows_per_unit": 2, "noise_multiplier": 2.0, "delta": 1e-3, "generator": "seeded"},
+    }  # fmt: skip
+    monkeypatch.setenv("TAUON_LEDGER", str(tmp_path / "ledger"))
+    monkeypatch.setattr("tauon.federated.flower.join", Coordinator(2, "final"))
+    with network(JoinAt("127.0.0.1:1", "a", tmp_path)):
+        folder = run(parse(Recipe, tree("patients", **sections)), root=tmp_path, stages=("prepare", "train")).folder
+    record = read_json(folder / "privacy.json")
+    assert 25 < record["units"] < 40 and record["steps"] == 2 * -(-record["units"] // 8)
 
 
 def test_keys_that_are_missing_are_named_with_where_they_come_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

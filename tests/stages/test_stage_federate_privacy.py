@@ -130,7 +130,7 @@ def test_a_run_that_is_stopped_is_settled_and_charged_for_each_round_once(tmp_pa
     assert ledger(tmp_path).standing().spent == standing.spent
 
 
-def dying_run(tmp_path: Path, name: str, rounds: int) -> None:
+def dying_run(tmp_path: Path, name: str, rounds: int, planned: int) -> None:
     """Run in a process that dies when so many rounds were released, before the last of them is saved."""
     from tauon.stages.extensions.federation_ledger import RoundsAccount
 
@@ -143,11 +143,11 @@ def dying_run(tmp_path: Path, name: str, rounds: int) -> None:
             os._exit(9)
 
     RoundsAccount.released = dying  # type: ignore[method-assign]
-    done(tmp_path, name, target_epsilon=6.0, budget=BUDGET)
+    done(tmp_path, name, target_epsilon=6.0, budget=BUDGET, rounds=planned)
 
 
-def killed_at(tmp_path: Path, name: str, rounds: int) -> None:
-    process = get_context("spawn").Process(target=dying_run, args=(tmp_path, name, rounds))
+def killed_at(tmp_path: Path, name: str, rounds: int, planned: int = 4) -> None:
+    process = get_context("spawn").Process(target=dying_run, args=(tmp_path, name, rounds, planned))
     process.start()
     process.join(120)
     assert process.exitcode == 9
@@ -164,6 +164,16 @@ def test_a_round_that_a_kill_took_is_paid_and_not_done_again(tmp_path: Path) -> 
     assert record["steps"] == 4 and record["guarantee"]["epsilon"] <= 6 and not standing.open
     assert standing.spent == pytest.approx(record["guarantee"]["epsilon"])
     assert len([e for e in ledger(tmp_path).entries() if e.action == "reserve"]) == 1
+
+
+def test_a_run_that_is_killed_twice_resumes_and_pays_for_each_round_once(tmp_path: Path) -> None:
+    for rounds in (2, 5):
+        killed_at(tmp_path, "killed", rounds, planned=7)
+    folder = done(tmp_path, "killed", target_epsilon=6.0, budget=BUDGET, rounds=7)
+    record, standing = read_json(folder / "privacy.json"), ledger(tmp_path).standing()
+    assert record["steps"] == 7 and record["guarantee"]["epsilon"] <= 6 and not standing.open
+    assert standing.spent == pytest.approx(record["guarantee"]["epsilon"])
+    assert RunFolder(folder).stage("train")["steps"] <= 5  # type: ignore[index]
 
 
 def test_a_killed_run_that_is_given_up_is_charged_for_its_rounds(tmp_path: Path) -> None:

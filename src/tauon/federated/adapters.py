@@ -23,15 +23,16 @@ def has_trainable_pairs(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def mean_of_products(updates: Sequence[Update], sent: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def mean_of_products(updates: Sequence[Update], sent: Mapping[str, Tensor], *, part: float = 1.0) -> dict[str, Tensor]:
     """Return the combined update: the mean by weight, except for pairs A and B, which become the mean of their product.
 
     Args:
         updates: of single sites.
         sent: the weights that they started from.
+        part: share of the sites in the mean (`Weighting.max_gain`); the rest stays with the weights that were sent.
     """
     total = sum(u.weight for u in updates)
-    shares = [u.weight / total for u in updates]
+    shares = [part * u.weight / total for u in updates]
     combined = weighted_sum([u.tensors for u in updates], shares)
     for name in sent:
         layer, _, leaf = name.rpartition(".")
@@ -40,7 +41,8 @@ def mean_of_products(updates: Sequence[Update], sent: Mapping[str, Tensor]) -> d
             continue
         a, b = (sent[n].double() for n in (name, other))
         pairs = [(a + u.tensors[name].double(), b + u.tensors[other].double()) for u in updates]
-        new_a, new_b = nearest_pair(pairs, shares)
+        kept = [] if part == 1 else [(a, b)]
+        new_a, new_b = nearest_pair([*pairs, *kept], [*shares, *(1 - part for _ in kept)])
         combined[name], combined[other] = (new_a - a).to(combined[name].dtype), (new_b - b).to(combined[other].dtype)
     return combined
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from queue import Empty, Queue
@@ -149,6 +149,12 @@ class BufferedGradients(FederatedGradients):
             self.training[name] = message
             self.arrivals.start(name, message, timeout=self.rounds.timeout)
 
+    def _from_now(self, update: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the update with running statistics as what they differ by from today's, not from those that were sent: a difference from an older
+        variance, added to a smaller one, would make it negative.
+        """
+        return {n: t + (sent[n] - self.statistics[n].cpu()).to(t.dtype) if n in self.statistics else t for n, t in update.items()}
+
     def _take(self, site: str, answer: Message | Failure, number: int, result: Collected) -> str | None:
         """Add an answer to the result; return why it was not added."""
         order = self.training.pop(site)
@@ -165,7 +171,7 @@ class BufferedGradients(FederatedGradients):
         except MessageError as err:
             result.refused[site] = str(err)
             return str(err)
-        result.updates.append(replace(update, weight=self.buffer.scale(stale)))
+        result.updates.append(replace(update, tensors=self._from_now(update.tensors, order.tensors), weight=self.buffer.scale(stale)))
         known = {"examples": update.examples, "steps": update.steps, "loss": update.loss, "staleness": stale}
         result.sites[site] = {k: v for k, v in known.items() if not (isinstance(v, float) and math.isnan(v))}
         return None

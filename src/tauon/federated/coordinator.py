@@ -24,9 +24,10 @@ from tauon.federated.roster import EventFn, Roster
 from tauon.federated.rounds import Rounds
 from tauon.federated.strategies import FedBuff, StrategyConfig
 from tauon.federated.summation import PlainSummation, Summation
-from tauon.federated.updates import LARGEST_COUNT, finite_number, travelling
+from tauon.federated.updates import LARGEST_COUNT, copies, finite_number, travelling
 from tauon.optim import Constant
 from tauon.train import TrainJob
+from tauon.train.statistics import running_statistics
 from tauon.types import Batch
 
 __all__ = ["evaluate_sites", "fairness", "federate", "weights_for"]
@@ -99,6 +100,12 @@ def refuse_settings(job: TrainJob, strategy: StrategyConfig, rounds: Rounds, sum
             "the mean of A and the mean of B are not the mean of BA: freeze A (freeze_lora_a), or use fedavg without secure aggregation."
         )
         problems.append(Problem("adapt", message))
+    if hasattr(summation, "privacy") and running_statistics(job.model).keys() & travelling(job.model, keep=strategy.keep(job.model)).keys():
+        message = (
+            "noises the running statistics of batch norm too, and a variance may become negative. Set model.norm=group, or the strategy fedbn, "
+            "which leaves batch norm at the sites."
+        )
+        problems.append(Problem("federate.privacy", message))
     if summation.single is False and rounds.weighting.by == "examples" and rounds.weighting.max_examples is None:
         message = "with secure aggregation each site weights its own update: set the number of examples that counts at most."
         problems.append(Problem("federate.weighting.max_examples", message))
@@ -141,9 +148,9 @@ def weights_for(
     keep = make.keep if isinstance(make, FederatedGradients) else keep
     names = roster.update(job.step)
     average = job.ema
-    tensors = {n: t.clone() for n, t in travelling(job.model, keep=keep).items()}
+    tensors = copies(travelling(job.model, keep=keep))
     if average is not None:
-        tensors |= {n: average.shadow[n].clone() for n in tensors if n in average.shadow}
+        tensors |= copies({n: average.shadow[n] for n in tensors if n in average.shadow})
     nonce = secrets.token_hex(16)
     return {n: Message(kind, job.step, nonce, {**(fields or {}), "session": roster.joined[n].session}, tensors) for n in names}
 

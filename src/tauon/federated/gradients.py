@@ -18,7 +18,7 @@ from tauon.federated.roster import EventFn, Roster, draw_of, sample_sites
 from tauon.federated.rounds import Rounds
 from tauon.federated.strategies import StrategyConfig
 from tauon.federated.summation import Collected, RoundRequest, Summation, tensor_bytes
-from tauon.federated.updates import Update, travelling
+from tauon.federated.updates import Update, copies, travelling
 from tauon.train import TrainJob
 from tauon.train.statistics import running_statistics
 from tauon.train.step import StepFn
@@ -55,13 +55,13 @@ class FederatedGradients:
         self.travels = travelling(job.model, keep=self.keep)
         self.statistics = {n: t for n, t in running_statistics(job.model).items() if n in self.travels}
         self.parameters = {n: p for n, p in job.model.named_parameters() if n in self.travels}
-        self.state = StrategyState(strategy.state(self.travels))
+        self.state = StrategyState(strategy.state(copies(self.travels)))
         self.products = has_trainable_pairs(job.model)
         self.roster = Roster(transport)
         self.on_event: EventFn | None = None
         self.examples = 0
         self.combined: dict[str, Tensor] = {}
-        self.share = 1.0
+        self.share, self.part = 1.0, 1.0
 
     def __call__(self, job: TrainJob, batch: Batch) -> Tensor:
         """Do round `job.step + 1`; return the mean loss of the sites' training."""
@@ -69,10 +69,10 @@ class FederatedGradients:
         collected = self.collect(job, number)
         self.combined = self._combine(collected.updates)
         for name, p in self.parameters.items():
-            p.grad = self.combined[name].to(p.dtype).neg()
+            p.grad = self.combined[name].to(p.device, p.dtype).neg()
         with torch.no_grad():
             for name, t in self.statistics.items():  # if the step is skipped, the job puts them back
-                t.add_(self.combined[name].to(t.dtype))
+                t.add_(self.combined[name].to(t.device, t.dtype))
         self.examples = sum(u.examples for u in collected.updates)
         losses = [(u.weight, u.loss) for u in collected.updates if not math.isnan(u.loss)]
         total = sum(w for w, _ in losses)
@@ -93,7 +93,7 @@ class FederatedGradients:
 
     def _combine(self, updates: Sequence[Update]) -> dict[str, Tensor]:
         if self.products and not self.strategy.single_updates:
-            return mean_of_products(updates, self.travels)
+            return mean_of_products(updates, copies(self.travels), part=self.part)
         return self.strategy.combine(updates)
 
     def collect(self, job: TrainJob, number: int) -> Collected:
@@ -117,6 +117,9 @@ class FederatedGradients:
                 job.measured |= {"sites": good, "refused": len(collected.refused), "failed": len(collected.failed), "attempt": attempt}
                 self.report("federated_round", event | {"sent_bytes": sent, "received_bytes": collected.received_bytes})
                 self.share = self._share_of(collected.sites)
+                total = sum(u.weight for u in collected.updates)
+                limit = request.weighting.divisor(total, request.expected)
+                self.part = total / limit if len(request.groups) > 1 else 1.0  # of one group, the summation has limited the mean
                 return collected
             why = f"{good} good answers of {len(asked)} sites, at least {self._least()} are needed"
             some = {**collected.refused, **collected.failed}
@@ -143,7 +146,7 @@ class FederatedGradients:
                 except RecipeError as err:
                     refusal, missing = err, str(err)
             if missing is None or time.monotonic() >= until:
-                if refusal is not None and not self.combined:
+                if refusal is not None and number == 1:
                     raise refusal
                 return present, asked, missing
             if not announced:
@@ -184,7 +187,7 @@ class FederatedGradients:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return a copy of what sites get."""
-        return {n: t.clone() for n, t in {**self.travels, **self.strategy.send(self.state.held)}.items()}
+        return copies({**self.travels, **self.strategy.send(self.state.held)})
 
     def messages(self, number: int, attempt: int, asked: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Message]:
         """Return the request to train of each site, all with one nonce."""
@@ -197,10 +200,9 @@ class FederatedGradients:
         return {n: Message("train", number, nonce, fields | {"session": self.roster.joined[n].session}, tensors) for n in asked}
 
     def _share_of(self, good: Mapping[str, Any]) -> float:
-        """Return the weight of the sites that answered, of all that have joined."""
-        everyone = self.rounds.weighting.of([j.examples for j in self.roster.joined.values()])
-        mine = self.rounds.weighting.of([self.roster.joined[n].examples for n in good])
-        return sum(mine) / sum(everyone)
+        """Return the weight of the sites that answered, of all that ever joined: those that failed in this round are among them."""
+        declared, weights = self.roster.declared, self.rounds.weighting.of
+        return sum(weights([declared[n] for n in good])) / sum(weights(list(declared.values())))
 
     def report(self, kind: str, fields: Mapping[str, Any]) -> None:
         """Pass an event to the callback, if there is one."""

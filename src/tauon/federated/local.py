@@ -4,7 +4,8 @@ A round is `train(job)` over the round's steps, so precision, privacy, clipping,
 proximal term (FedProx) and control variates (SCAFFOLD) are added to the gradient after it was exchanged.
 
 Batches and random draws of round r are those of the steps from (r - 1) K on, K steps a round: a function of the round, so that a repeated or resumed
-round gives the same update. A private job never uses a step twice, since the same noise under two updates would cancel.
+round gives the same update. A private job never uses a step twice, since the same noise under two updates would cancel; it makes no more steps than
+were reserved, and its answer has no loss, which would be exact.
 """
 
 from __future__ import annotations
@@ -86,10 +87,7 @@ class LocalTraining:
         examples: number of the site's training examples.
         keep: names of tensors that stay at the site (`StrategyConfig.keep`).
         data: batches of all its training examples, for strategies that need their loss (q-FedAvg).
-        most_steps: steps that the privacy of a private job is accounted for; it makes no more, whatever it is asked. None: not limited.
-
-    Attributes:
-        loss: mean training loss of the last round. That of a private job is exact, so it stays at the site.
+        most_steps: of a private job: local steps whose privacy was reserved, in all rounds; more are refused. None: not limited.
 
     Raises:
         RecipeError: the optimizer averages weights itself, so that there is no one set of weights to send.
@@ -97,15 +95,16 @@ class LocalTraining:
 
     def __init__(
         self, job: TrainJob, examples: int, *, keep: Collection[str] = (), data: Batches | None = None, most_steps: int | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         if job.eval_weights is not None:
             raise RecipeError(
                 [Problem("optim.kind", "it averages weights itself, but federated training averages over sites. Use adamw or sgd.")]
             )
         job.ema = None  # the average is over rounds, at the coordinator
-        self.job, self.examples, self.data, self.most_steps = job, examples, data, most_steps
+        self.job, self.examples, self.data = job, examples, data
+        self.private, self.most_steps = isinstance(job.functions.make, PrivateGradients), most_steps
         self.loss = math.nan
-        self.private = isinstance(job.functions.make, PrivateGradients)
+        """Mean training loss of the last round: for the site's own log."""
         self._pull = _Pull(job)
         job.policy = replace(job.policy, schedule=_RoundRate())
         self.keep_names(keep)
@@ -130,8 +129,8 @@ class LocalTraining:
             t.copy_(own.get(f"kept/{name}", self._kept_at_start[name]))
 
     def train(self, message: Message, state: SiteState) -> Message:
-        """Do one round and return the answer, "trained": local weights minus sent weights, examples, steps, loss. Collective over the job's
-        processes. Raises `MessageError` for a request that does not fit, `TrainingError` if local training fails.
+        """Do one round and return the answer, "trained": local weights minus sent weights, examples, steps, loss (not of a private job). Collective
+        over the job's processes. Raises `MessageError` for a request that does not fit, `TrainingError` if local training fails.
         """
         order, job = RoundOrder.of(message), self.job
         own = state.before(order.round)
@@ -150,9 +149,7 @@ class LocalTraining:
         if not losses:
             raise MessageError("all local steps were skipped: their gradients were not finite")
         self.loss = sum(losses) / len(losses)
-        fields: dict[str, Any] = {"examples": self.examples, "steps": steps}
-        if not self.private:
-            fields["loss"] = self.loss
+        fields: dict[str, Any] = {"examples": self.examples, "steps": steps} | ({} if self.private else {"loss": self.loss})
         if first_loss is not None:
             fields["first_loss"] = first_loss
         update = {n: difference(whole(t), message.tensors[n]) for n, t in self.travels.items()}
@@ -170,7 +167,7 @@ class LocalTraining:
         self._reset_optimizer(RoundOrder(1, steps=steps), {})
         self._pull.start(0.0, None, None)
         start = self.job.step if self.private else 0
-        self._refuse_beyond(start + steps)
+        self._refuse_more(start, steps)
         self.job.step, self.job.policy = start, replace(self.job.policy, total_steps=start + steps, schedule=_RoundRate())
         self.job.notes.pop("stopped", None)
         train(self.job)
@@ -180,17 +177,18 @@ class LocalTraining:
         loader: Any = self.job.loader
         steps = order.steps if order.steps is not None else loader.steps_for(order.epochs)
         start = max(state.steps, self.job.step) if self.private else (order.round - 1) * steps
-        self._refuse_beyond(start + steps)
+        self._refuse_more(start, steps)
         self.job.step = start
         self.job.notes.pop("stopped", None)
         self.job.policy = replace(self.job.policy, total_steps=start + steps, schedule=_RoundRate(share=order.rate))
         return int(steps)
 
-    def _refuse_beyond(self, steps: int) -> None:
-        """Raise `MessageError` for steps that the privacy of the site's examples was not accounted for: more work than agreed, or rounds done again."""
-        if self.private and self.most_steps is not None and steps > self.most_steps:
+    def _refuse_more(self, done: int, steps: int) -> None:
+        """Raise `MessageError` if a private job would make more steps than were reserved."""
+        if self.private and self.most_steps is not None and done + steps > self.most_steps:
             raise MessageError(
-                f"the privacy of this site's examples is accounted for {self.most_steps:,} steps, and this would be {steps:,}"
+                f"this site reserved privacy for {self.most_steps:,} local steps and has made {done:,}: it refuses {steps:,} more. "
+                "Its examples would be protected less than it promises."
             )
 
     def _reset_optimizer(self, order: RoundOrder, own: Mapping[str, Tensor]) -> None:
@@ -208,7 +206,7 @@ class LocalTraining:
 
     def _first_loss(self) -> float:
         if self.private:
-            raise MessageError("this site trains with privacy, and the exact loss of its examples stays here: use another strategy")
+            raise MessageError("this site trains with privacy for its examples, and gives no exact loss of them: use another strategy")
         if self.data is None:
             raise MessageError("this site was set up without the loss over its training examples, which the strategy needs")
         return validation_loss(self.job, iter(self.data()))

@@ -57,7 +57,7 @@ class Who:
         run: identifier of the run.
         identity: its key for secure aggregation.
         pinned: keys of all sites.
-        memory: file that keeps its last round over a restart.
+        memory: file that keeps its last round, and how many it took part in, over a restart.
     """
 
     name: str
@@ -119,12 +119,16 @@ def protect(site: Site, config: FederateConfig, who: Who) -> Site:
     privacy, secure = update_privacy(config, who.sites), config.secure_aggregation
     moves = adaptive_clip(config) is not None
     if secure is None:
-        return PrivateSite(site, privacy, who.examples, adaptive=moves) if privacy is not None and privacy.mode == "local" else site
+        if privacy is None or privacy.mode != "local":
+            return site
+        return PrivateSite(site, privacy, who.examples, adaptive=moves, most=config.rounds, run=who.run, memory=who.memory)
     assert who.identity is not None
     assert who.pinned is not None
     agreed = _AsAgreed(site, config)
     private = None if privacy is None else PrivateContribution(agreed, privacy, who.examples, adaptive=moves)
-    rules = SiteRules(fewest=SiteRules().fewest if privacy is None else privacy.fewest, first_use=secure.first_use, most_sites=who.sites)
+    most = None if privacy is None or privacy.mode == "central" else config.rounds  # the guarantee is against the coordinator
+    fewest = SiteRules().fewest if privacy is None else privacy.fewest
+    rules = SiteRules(fewest=fewest, first_use=secure.first_use, most_sites=who.sites, most_sums=most)
     end = SecureSite(
         who.name, who.identity, who.pinned, private or site_contribution(agreed), run=who.run, rules=rules, memory=who.memory,
         noise=private or AgreedRange(secure.bound),

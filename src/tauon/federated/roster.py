@@ -55,6 +55,8 @@ class Roster:
     """Seconds for joining."""
     on_event: EventFn | None = None
     joined: dict[str, Joined] = field(default_factory=dict)
+    declared: dict[str, int] = field(default_factory=dict)
+    """Examples of every site that ever joined, also of those that are away."""
     refused: dict[str, str] = field(default_factory=dict)
     """Sites that could not join, with the reason."""
 
@@ -72,6 +74,7 @@ class Roster:
                     self.on_event("site_refused", {"site": name, "round": number, "reason": str(err)})
                 self.refused[name] = str(err)
                 continue
+            self.declared[name] = self.joined[name].examples
             came_back = self.refused.pop(name, None) is not None
             if self.on_event is not None and len(new) <= MANY:
                 self.on_event("site_joined", {"site": name, "round": number, "examples": self.joined[name].examples, "again": came_back})

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from tauon.federated.messages import Failure, Message, MessageError, Transport
-from tauon.federated.updates import Limits, Update, Weighting, check_update, norm_of, weighted_sum
+from tauon.federated.updates import CONTROL, Limits, Update, Weighting, check_update, norm_of, weighted_sum
 
 __all__ = ["Collected", "PlainSummation", "RoundRequest", "Summation", "mean_of_sum", "weighted_vector"]
 
-WEIGHT, LOSS = "#weight", "#loss"
-"""Names in a vector to be summed that are not tensors of the model."""
+WEIGHT, LOSS, KNOWN = "#weight", "#loss", "#known"
+"""Names in a vector to be summed that are not tensors of the model: a site's weight, its weighted loss, its weight if it gives a loss."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,9 @@ def mean_of(members: Sequence[Update], request: RoundRequest, *, alone: bool) ->
     if len(members) == 1 and not alone:
         u = members[0]
         return Update(u.site, u.tensors, total, u.examples, u.steps, u.loss, u.first_loss, u.metrics, u.version)
-    divisor = request.weighting.divisor(total, request.expected) if alone else total
-    tensors = weighted_sum([u.tensors for u in members], [w / divisor for w in weights])
+    tensors = weighted_sum([u.tensors for u in members], [w / total for w in weights])
+    if alone:
+        tensors = limited(tensors, total / request.weighting.divisor(total, request.expected))
     losses = [(w, u.loss) for w, u in zip(weights, members, strict=True) if not math.isnan(u.loss)]
     loss = sum(w * x for w, x in losses) / sum(w for w, _ in losses) if losses else math.nan
     return Update(
@@ -121,8 +122,14 @@ def mean_of(members: Sequence[Update], request: RoundRequest, *, alone: bool) ->
     )  # fmt: skip
 
 
+def limited(mean: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """Return the mean with the update scaled as `Weighting.max_gain` asks. Control variates stay: the sites keep theirs as they sent them."""
+    return {n: t if factor == 1 or n.startswith(CONTROL) else t * factor for n, t in mean.items()}
+
+
 def weighted_vector(order: Message, trained: Message) -> dict[str, Tensor]:
-    """Return what a site contributes to a sum that hides it: its update times its weight, its weight, its loss times its weight; float32.
+    """Return what a site contributes to a sum that hides it: its update times its weight, its weight, its loss times its weight, its
+    weight again or 0 if it gives no loss; float32.
 
     The weight is min(examples, max_examples) / max_examples, in [0, 1], or 1 if all sites weigh the same.
 
@@ -133,16 +140,19 @@ def weighted_vector(order: Message, trained: Message) -> dict[str, Tensor]:
     most = order.fields.get("max_examples")
     weight = 1.0 if order.fields.get("weight_by") == "equal" or not most else min(trained.fields["examples"], most) / most
     vector = {n: t.float() * weight for n, t in trained.tensors.items()}
-    return vector | {WEIGHT: torch.tensor([weight]), LOSS: torch.tensor([weight * trained.fields.get("loss", 0.0)])}
+    loss = trained.fields.get("loss")
+    numbers = {WEIGHT: weight, LOSS: weight * (loss or 0.0), KNOWN: 0.0 if loss is None else weight}
+    return vector | {name: torch.tensor([x]) for name, x in numbers.items()}
 
 
 def mean_of_sum(total: Mapping[str, Tensor], sites: Sequence[str], version: int) -> Update:
     """Return the update of a group from the sum of its sites' vectors (`weighted_vector`). Raises `MessageError` if it is not finite, or has no weight."""
     weight = float(total[WEIGHT])
-    tensors = {n: t / weight for n, t in total.items() if n not in (WEIGHT, LOSS)}
+    known = float(total[KNOWN])
+    tensors = {n: t / weight for n, t in total.items() if n not in (WEIGHT, LOSS, KNOWN)}
     if not (weight > 0 and math.isfinite(norm_of(tensors))):
         raise MessageError(f"the sum of {len(sites)} updates is not finite, or has weight {weight:g}")
-    return Update("+".join(sites), tensors, weight, loss=float(total[LOSS]) / weight, version=version)
+    return Update("+".join(sites), tensors, weight, loss=float(total[LOSS]) / known if known > 0 else math.nan, version=version)
 
 
 def tensor_bytes(message: Message) -> int:

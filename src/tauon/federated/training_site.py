@@ -10,6 +10,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,8 +70,12 @@ class TrainingSite:
         self.local, self.identity, self.held_out, self.measure = local, dict(identity or {}), held_out, measure
         self.state = state or SiteState()
         self._save = save
+        self.is_final = False
+        """Whether the job has the weights that training ended with."""
         self._session: str | None = None
         self._last = (0, 0)
+        self._done: tuple[Message, Message] | None = None
+        """Of a private job: the last request to train, and its answer."""
         self._sent = 0
         """Messages that the first process passed on to the others."""
 
@@ -112,18 +117,28 @@ class TrainingSite:
         return _broadcast(None)
 
     def work(self, message: Message) -> Message:
-        """Answer "train" or "evaluate" without the checks of `answer`; collective over the processes of the site."""
+        """Answer "train", "evaluate" or "final" without the checks of `answer`; collective over the processes of the site."""
         if message.kind == "train":
-            trained = self.local.train(message, self.state)
-            if self._save is not None:
-                self._save(self.state)
-            return trained
+            self.is_final = False
+            return self._train(message)
         if message.kind == "evaluate":
             return message.answer("evaluated", self._evaluate(message))
         if message.kind == "final":
             self.local.load(message.tensors, self.state.before(message.round + 1))
+            self.is_final = True
             return message.answer("loaded")
         raise MessageError(f"a message of kind {message.kind!r}, expected join, train, evaluate or final")
+
+    def _train(self, message: Message) -> Message:
+        """Train, save, answer. Asked for the same again (a round that is repeated), a private job gives the same answer: that spends nothing."""
+        if self._done is not None and _is_same(self._done[0], message):
+            return message.answer("trained", self._done[1].fields, self._done[1].tensors)
+        trained = self.local.train(message, self.state)
+        if self._save is not None:
+            self._save(self.state)
+        if self.local.private:
+            self._done = replace(message, tensors={n: t.clone() for n, t in message.tensors.items()}), trained
+        return trained
 
     def _join(self, message: Message) -> Message:
         check_identity(self.identity, message.fields.get("identity") or {}, who="the coordinator")
@@ -154,6 +169,8 @@ class TrainingSite:
         if isinstance(tune, int) and tune > 0:
             self.local.fine_tune(tune)
             self.state.steps = max(self.state.steps, self.local.job.step)
+            if self.local.private and self._save is not None:
+                self._save(self.state)  # steps that were made are not made again
             fields["tuned"] = self._metrics()["metrics"]
         return fields
 
@@ -170,6 +187,13 @@ class TrainingSite:
             finally:
                 job.model.train(was_training)
         return {"examples": sum(len(b) for b in batches), "metrics": {n: float(v) for n, v in found.items() if math.isfinite(v)}}
+
+
+def _is_same(asked: Message, message: Message) -> bool:
+    """Whether two requests ask for the same work, from the same weights."""
+    one, other = ({k: v for k, v in m.fields.items() if k not in ("attempt", "session")} for m in (asked, message))
+    same = asked.round == message.round and one == other and asked.tensors.keys() == message.tensors.keys()
+    return same and all(torch.equal(t, message.tensors[n]) for n, t in asked.tensors.items())
 
 
 def _broadcast(data: bytes | None) -> bytes:

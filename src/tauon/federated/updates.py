@@ -27,6 +27,7 @@ __all__ = [
     "Weighting",
     "batch_norm_names",
     "check_update",
+    "copies",
     "fingerprint",
     "finite_number",
     "freeze_lora_a",
@@ -118,6 +119,11 @@ def travelling(model: nn.Module, *, keep: Collection[str] = ()) -> dict[str, Ten
     return {n: t for n, t in named.items() if not any(fnmatch.fnmatchcase(n, k) for k in keep)}
 
 
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies on the CPU, as they travel."""
+    return {n: t.detach().to("cpu", copy=True) for n, t in tensors.items()}
+
+
 def batch_norm_names(model: nn.Module, *, affine: bool = True) -> list[str]:
     """Return the names that FedBN keeps at each site: running statistics, and scale and shift of the same layers if `affine`."""
     layers = [(n, m) for n, m in model.named_modules() if getattr(m, "track_running_stats", False)]
@@ -207,6 +213,8 @@ def check_update(
     if limits.max_norm is not None and length > limits.max_norm:
         raise MessageError(f"the update of {site} has norm {length:.4g}, above the limit of {limits.max_norm:g}")
     loss, first = (_number(answer.fields, name, site) for name in ("loss", "first_loss"))
+    if order.fields.get("first_loss") and not first >= 0:
+        raise MessageError(f"{site} reports first_loss {first:g}, expected a number of at least 0: the strategy weights sites by it")
     metrics = answer.fields.get("metrics", {})
     if not isinstance(metrics, Mapping):
         raise MessageError(f"{site} sent metrics that are not numbers by name")

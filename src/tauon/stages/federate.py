@@ -33,8 +33,12 @@ def federate_stage(ctx: Context) -> dict[str, Any]:
     found: dict[str, Any] = {"rounds": rounds_taken(ctx)} | read_json(sites)
     simulate = config.simulate
     if simulate is not None and simulate.compare and simulate.sites <= 20 and splits_of(ctx.splits) is not None:
-        found["comparison"] = compare(ctx, config)
-        ctx.on_event("note", message=verdict(found["comparison"])[0])
+        if config.strategy.keep(first_job(ctx).model):
+            message = f"no comparison: with {config.strategy.kind_} batch norm stays at the sites, and this run's model has the one that it began with"
+            ctx.on_event("note", message=message)
+        else:
+            found["comparison"] = compare(ctx, config)
+            ctx.on_event("note", message=verdict(found["comparison"])[0])
     write_json(ctx.run.folder / "federate.json", found)
     return {"rounds": len(found["rounds"])}
 

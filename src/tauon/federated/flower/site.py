@@ -85,7 +85,8 @@ class Answerer:
             self.ended = True
             return message.answer(ENDED)
         answer = self.site.answer(message)
-        self.has_final_weights = message.kind == "final"
+        if message.kind in ("final", "train"):  # they stay the final ones while they are evaluated
+            self.has_final_weights = message.kind == "final"
         return answer
 
     def _join(self, message: Message) -> Message:

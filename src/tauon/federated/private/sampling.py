@@ -6,7 +6,6 @@ A function of a secret key, the round and the name: to a reader of the models, w
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 
 from tauon.federated.private.settings import UpdatePrivacy
@@ -37,4 +36,4 @@ def choose_sites(names: Sequence[str], privacy: UpdatePrivacy, key: bytes, round
         return sorted(names)
     if privacy.sampling == "poisson":
         return sorted(name for name in names if draw(name) < privacy.rate * 2**128)
-    return sorted(sorted(names, key=draw)[: math.floor(privacy.rate * len(names) + 1e-9)])
+    return sorted(sorted(names, key=draw)[: int(privacy.expected(len(names)))])

@@ -77,6 +77,8 @@ class UpdatePrivacy:
             yield "sampling", f"is {self.sampling!r}. Use poisson, fixed-size or full."
         if self.sampling == "full" and self.rate != 1:
             yield "rate", f"is {self.rate:g}, but with sampling full every site is in every round. Set poisson or fixed-size."
+        if self.sampling == "fixed-size" and 0 < self.rate * self.sites < 1 - 1e-9:
+            yield "rate", f"is {self.rate:g} of {self.sites} sites: less than one. Set it to at least {1 / self.sites:.3g}."
         if any(not 0 < b < math.inf for b in self.numbers.values()):
             yield "numbers", "need finite bounds above 0."
         if self.mode == "distributed":
@@ -111,7 +113,11 @@ class UpdatePrivacy:
     @property
     def divisor(self) -> float:
         """What the sum is divided by: the expected number of sites in a round."""
-        return self.sites * self.rate
+        return self.expected(self.sites)
+
+    def expected(self, sites: int) -> float:
+        """Return how many of so many sites are in a round: on average (poisson), or whole ones, rounded down (fixed-size)."""
+        return float(math.floor(self.rate * sites + 1e-9)) if self.sampling == "fixed-size" else self.rate * sites
 
     @property
     def fewest(self) -> int:

@@ -7,22 +7,26 @@ sites that answered: who was drawn is known to the coordinator only. So every si
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from tauon.errors import PrivacyError, Problem, RecipeError, TrainingError
+from tauon.artifacts import atomic_write
+from tauon.errors import PrivacyError, Problem, RecipeError, RunError, TrainingError
 from tauon.federated.messages import Failure, Message, MessageError, Site, Transport
 from tauon.federated.private.clipping import WITHIN, AdaptiveClip, add_central_noise, add_local_noise, clip_contribution, private_mean
 from tauon.federated.private.distributed import DistributedNoise
 from tauon.federated.private.sampling import choose_sites
 from tauon.federated.private.settings import UpdatePrivacy, private_layout
 from tauon.federated.secagg import Contribution, Integers, Layout, PinnedKeys, SecureSettings, Total
+from tauon.federated.secagg.site import spent_rounds
 from tauon.federated.secagg.summation import SecureSummation
 from tauon.federated.summation import Collected, RoundRequest, tensor_bytes
 from tauon.federated.updates import CONTROL, Update, check_update, finite_number
@@ -40,7 +44,7 @@ class _Rounds:
     Attributes:
         released: rounds whose result was revealed, also to the coordinator alone, and also if it was not used.
         most: rounds that may be released, as the privacy of so many was reserved; None: not limited.
-        on_release: called with `released` when it grows, before the result is used.
+        on_release: called with `released` when it grows: with central noise before the result is used, else before the sites reveal it.
     """
 
     single: ClassVar[bool] = False
@@ -86,17 +90,24 @@ class _Rounds:
         messages = {name: self.order(message) for name, message in request.messages.items() if name in drawn}
         return replace(request, messages=messages, groups=[[name for name in names if name in drawn]])
 
-    def finished(self, total: Total, request: RoundRequest) -> Update:
-        """Noise the sum (central), take the mean, move the clipping norm."""
-        privacy, expected = self.privacy, self.privacy.rate * len(request.declared)
-        if privacy.mode == "central":
-            self._drawn += 1
-            total = add_central_noise(total, privacy, self._source, self._drawn)
+    def count(self) -> None:
+        """Count a round as released."""
         self.released += 1
         if self.on_release is not None:
             self.on_release(self.released)
+
+    def finished(self, total: Total, request: RoundRequest) -> Update:
+        """Noise the sum (central), take the mean, move the clipping norm."""
+        privacy, expected = (
+            self.privacy,
+            max(self.privacy.expected(len(request.declared)), self.privacy.rate),
+        )  # no site at all: noise alone
+        if privacy.mode == "central":
+            self._drawn += 1
+            total = add_central_noise(total, privacy, self._source, self._drawn)
+            self.count()
         weights = [1.0 if (most := _cap(request)) is None else min(n, most) / most for n in request.declared.values()]
-        mean = private_mean(total, privacy, privacy.rate * sum(weights))
+        mean = private_mean(total, privacy, expected / len(weights) * sum(weights))
         if self.adaptive is not None:
             self.privacy = self.adaptive.moved(privacy, total, expected)
         loss = total.numbers[LOSS] / expected if LOSS in privacy.numbers else math.nan
@@ -126,6 +137,8 @@ class PrivateSummation(_Rounds):
         """See `Summation.collect`. Sites that were not drawn count as answers."""
         refuse_control(request)
         asked, result = self.drawn(request), Collected()
+        if self.privacy.mode == "local":
+            self.count()  # the first answer reveals something of its site, also if the round is lost
         tensors: dict[str, Tensor] = {}
         numbers = dict.fromkeys(self.privacy.numbers, 0.0)
         for name, answer in transport.ask(asked.messages, timeout=request.timeout).items():
@@ -197,6 +210,11 @@ class PrivateSecureSummation(_Rounds, SecureSummation):
             result.sites |= {name: {} for name in request.messages if name not in asked.messages}
         return result
 
+    def revealing(self) -> None:
+        """With noise of the sites the sum counts as soon as the coordinator may know it, also if it cannot be used."""
+        if self.privacy.mode != "central":
+            self.count()
+
     def layout(self, order: Message, request: RoundRequest, sites: int) -> Layout:
         """The private vector; control variates are refused."""
         refuse_control(request)
@@ -249,10 +267,16 @@ class PrivateContribution:
 class PrivateSite:
     """A `Site` with local noise, without secure aggregation: its answer to "train" is clipped and noised, and has no loss or metrics in clear."""
 
-    def __init__(self, site: Site, privacy: UpdatePrivacy, examples: int, *, adaptive: bool = False) -> None:
+    def __init__(
+        self, site: Site, privacy: UpdatePrivacy, examples: int, *, adaptive: bool = False, most: int | None = None, run: str = "",
+        memory: Path | None = None,
+    ) -> None:  # fmt: skip
+        """`most`: rounds in which it takes part at most, over restarts (None: not limited); `run`, `memory`: as of `SecureSite`."""
         if privacy.mode != "local":
             raise RecipeError([Problem("federate.privacy.mode", f"is {privacy.mode}: only local noise is added by a single site.")])
         self.site, self.contribution = site, PrivateContribution(site, privacy, examples, adaptive=adaptive)
+        self.most, self.run, self.memory = most, run, memory
+        self.answered = _answered(memory, run) if memory is not None and memory.exists() else 0
 
     def answer(self, message: Message) -> Message:
         """Return the answer, private if the message asks for training. "evaluate" is refused: its figures would be exact."""
@@ -260,9 +284,25 @@ class PrivateSite:
             raise MessageError("this site gives no exact figures of its held-out examples to the coordinator")
         if message.kind != "train":
             return self.site.answer(message)
+        if self.most is not None and self.answered >= self.most:
+            raise MessageError(f"this site: {spent_rounds(self.answered)}")
         private = self.contribution(message)
+        self.answered += 1
+        if self.memory is not None:  # before anything leaves
+            atomic_write(self.memory, json.dumps({"run": self.run, "answered": self.answered}) + "\n")
         fields = {"examples": self.contribution.examples, "steps": 1, "private": dict(private.numbers)}
         return message.answer("trained", fields, {n: t.to(message.tensors[n].dtype) for n, t in private.tensors.items()})
+
+
+def _answered(memory: Path, run: str) -> int:
+    """In how many rounds of this run a site took part; 0 for another one. Raises `RunError`."""
+    try:
+        kept = json.loads(memory.read_text())
+        return int(kept["answered"]) if kept["run"] == run else 0
+    except (ValueError, TypeError, KeyError, OSError):
+        raise RunError(
+            f"{memory} does not say in how many rounds this site took part: restore it, or start the run again under another name."
+        ) from None
 
 
 def weight_of(order: Message, declared: int) -> float:

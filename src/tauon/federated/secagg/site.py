@@ -57,6 +57,8 @@ class SiteRules:
     coordinator is then trusted not to invent sites, whose values it would know."""
     most_sites: int | None = None
     """With `first_use`: keys that are pinned at most, its own included. None: not limited."""
+    most_sums: int | None = None
+    """Sums that are unmasked at most, over restarts: the rounds that a guarantee against the coordinator counts. None: not limited."""
 
     def __post_init__(self) -> None:
         if not (self.fewest >= FEWEST and 0.5 <= self.share < 1):
@@ -108,9 +110,10 @@ class SecureSite:
         self.allowed: Collection[str] = ("join",)
         self._open: _Open | None = None
         self._newest, self._attempt, self._sent = 0, -1, True
+        self._unmasked = 0
         self._work: tuple[Contribution, bytes] | None = None
         if memory is not None and memory.exists():
-            self._newest = _remembered(memory, run)
+            self._newest, self._unmasked = _remembered(memory, run)
 
     def answer(self, message: Message) -> Message:
         """Return the answer. Raises `Refused`, and closes the session, for what the protocol does not allow."""
@@ -167,6 +170,7 @@ class SecureSite:
     def _keys(self, message: Message) -> Message:
         session = Session(_text(message, "run"), message.round, message.nonce, _number(message, "attempt"))
         self._refuse_replay(session)
+        self._refuse_more()
         self._open = None
         layout = Layout.from_json(message.fields.get("layout"))
         if layout.sites < self.rules.fewest:
@@ -199,6 +203,10 @@ class SecureSite:
             raise Refused(f"{self.name} refuses round {session.round}: it took part in round {self._newest} already, and does so once")
         if same and session.attempt <= self._attempt:
             raise Refused(f"{self.name} refuses key exchange {session.attempt} of round {session.round}: it made that one already")
+
+    def _refuse_more(self) -> None:
+        if self.rules.most_sums is not None and self._unmasked >= self.rules.most_sums:
+            raise Refused(f"{self.name}: {spent_rounds(self._unmasked)}")
 
     def _shares(self, now: _Open, message: Message) -> Message:
         listed = message.fields.get("roster")
@@ -274,7 +282,7 @@ class SecureSite:
     def _remember(self) -> None:
         self._sent = True
         if self.memory is not None:
-            atomic_write(self.memory, json.dumps({"run": self.run, "round": self._newest}) + "\n")
+            atomic_write(self.memory, json.dumps({"run": self.run, "round": self._newest, "unmasked": self._unmasked}) + "\n")
 
     def _agree(self, now: _Open, message: Message) -> Message:
         now.alive, dropped = _names(message, "alive"), _names(message, "dropped")
@@ -304,6 +312,9 @@ class SecureSite:
             raise Refused(
                 f"{self.name} refuses to unmask: {len(signatures)} of {len(now.roster)} sites agree on who is alive, at least {now.quorum} must"
             )
+        self._refuse_more()
+        self._unmasked += 1
+        self._remember()  # before anything leaves
         seeds = {name: shares[:32].hex() for name, shares in now.shares.items() if name in now.alive}
         keys = {name: shares[32:].hex() for name, shares in now.shares.items() if name not in now.alive}
         return message.answer("secagg/unmask", {"seed": now.keys.seed.hex(), "seed_shares": seeds, "key_shares": keys})
@@ -321,11 +332,19 @@ def agreement(session: Session, roster: Mapping[str, Announcement], alive: Colle
     return session.context("agree", roster_digest(roster), digest_of(sorted(alive)), digest_of(sorted(dropped)))
 
 
-def _remembered(memory: Path, run: str) -> int:
-    """The last round of this run, 0 for another one. Raises `RunError`."""
+def spent_rounds(count: int) -> str:
+    """Why a site takes part in no more rounds."""
+    return (
+        f"the privacy of {count} rounds is spent, as many as were agreed, and it takes part in no more. To take part in another training, which costs "
+        "more of its privacy, start it under another name (name=...)."
+    )
+
+
+def _remembered(memory: Path, run: str) -> tuple[int, int]:
+    """The last round of this run, and how many sums were unmasked in it; 0 for another one. Raises `RunError`."""
     try:
         kept = json.loads(memory.read_text())
-        return int(kept["round"]) if kept["run"] == run else 0
+        return (int(kept["round"]), int(kept.get("unmasked", 0))) if kept["run"] == run else (0, 0)
     except (ValueError, TypeError, KeyError, OSError):
         raise RunError(
             f"{memory} does not say in which round this site took part last: restore it, or start the run again, with all sites."

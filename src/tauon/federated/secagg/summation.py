@@ -16,7 +16,7 @@ from tauon.federated.secagg.joining import join_sites
 from tauon.federated.secagg.quantise import Contribution, Entry, Integers, Layout, Total
 from tauon.federated.secagg.server import SecureSettings, SecureSum, secure_sum
 from tauon.federated.secagg.session import FEWEST, Refused, RoundFailed, SecureAggregationError, Session
-from tauon.federated.summation import LOSS, WEIGHT, Collected, RoundRequest, mean_of_sum, tensor_bytes, weighted_vector
+from tauon.federated.summation import KNOWN, LOSS, WEIGHT, Collected, RoundRequest, limited, mean_of_sum, tensor_bytes, weighted_vector
 from tauon.federated.updates import CONTROL, Update, norm_of
 
 __all__ = ["AgreedRange", "SecureSummation", "site_contribution"]
@@ -44,7 +44,7 @@ class AgreedRange:
 
     def draw(self, layout: Layout, round: int) -> Mapping[str, Integers]:
         """Return no noise. Raises `Refused` for other bounds than agreed."""
-        known = {WEIGHT: 1.0, LOSS: LARGEST_LOSS}
+        known = {WEIGHT: 1.0, KNOWN: 1.0, LOSS: LARGEST_LOSS}
         for entry in layout.entries:
             bound = known.get(entry.name, LARGEST_METRIC if entry.is_number else self.bound)
             if entry.noise or not math.isclose(entry.bound, bound, rel_tol=1e-9):
@@ -53,7 +53,7 @@ class AgreedRange:
 
 
 def site_contribution(site: Site) -> Callable[[Message], Contribution]:
-    """Return what `SecureSite` calls: it has `site` train, and returns its weighted update, its weight and its weighted loss; or has it evaluate, and
+    """Return what `SecureSite` calls: it has `site` train, and returns its weighted update, weight and loss (`weighted_vector`); or has it evaluate, and
     returns its weighted metrics. Raises `MessageError` for other work.
 
     Args:
@@ -181,7 +181,7 @@ class SecureSummation:
         shapes = {name: tuple(t.shape) for name, t in order.tensors.items() if not name.startswith(CONTROL)}
         shapes |= {name: shapes[name.removeprefix(CONTROL)] for name in request.extra}
         entries = [Entry(name, shape, self.bound) for name, shape in shapes.items()]
-        return Layout(sites, (*entries, Entry(WEIGHT, (1,), 1.0), Entry(LOSS, (1,), LARGEST_LOSS)))
+        return Layout(sites, (*entries, Entry(WEIGHT, (1,), 1.0), Entry(LOSS, (1,), LARGEST_LOSS), Entry(KNOWN, (1,), 1.0)))
 
     def _drive(self, transport: Transport, machines: Sequence[SecureSum], request: RoundRequest, result: Collected) -> None:
         """Take all groups through their stages, side by side. None is unmasked before it is known that together they are enough for the round."""
@@ -194,6 +194,8 @@ class SecureSummation:
                     result.failed |= dict.fromkeys(names, f"{len(names)} sites are too few for the round: the sum was not revealed")
                     result.failed |= {name: why for m in running for name, why in m.lost.items()}
                     return
+            if any(m.stage == "unmask" for m in turn):
+                self.revealing()
             asked = {id(m): m.requests() for m in turn}
             works = any(m.stage == "keys" for m in turn)
             messages = {name: message for part in asked.values() for name, message in part.items()}
@@ -214,6 +216,9 @@ class SecureSummation:
                     names = [n for group in request.groups if set(group) & set(asked[id(machine)]) for n in group]
                     result.failed |= {n: machine.lost.get(n, str(err)) for n in names if n not in result.refused}
 
+    def revealing(self) -> None:
+        """Called before sites are asked to unmask: whatever follows, the sums may be known from then on."""
+
     def _finish(self, total: Total, request: RoundRequest, result: Collected, *, alone: bool) -> None:
         result.updates.append(self.update(total, request, alone=alone))
         result.sites |= {name: {} for name in total.sites}
@@ -226,11 +231,9 @@ class SecureSummation:
         unit = float(request.weighting.max_examples or 1) if request.weighting.by == "examples" else 1.0
         examples = mean.weight * unit
         factor = examples / request.weighting.divisor(examples, request.expected) if alone else 1.0
-        tensors = mean.tensors if factor == 1 else {name: t * factor for name, t in mean.tensors.items()}
-        if not math.isfinite(mean.loss):
+        if math.isinf(mean.loss):
             raise MessageError("the loss of the sites is not finite")
         most = request.limits.max_norm
         if most is not None and norm_of({n: t for n, t in mean.tensors.items() if not n.startswith(CONTROL)}) > most * (1 + 1e-6):
             raise MessageError(f"the mean of {len(total.sites)} updates is above the limit of {most:g}: a site did not keep to it")
-        loss = mean.loss or math.nan  # exactly 0: sites with private examples do not add theirs
-        return replace(mean, tensors=tensors, weight=examples, loss=loss)
+        return replace(mean, tensors=limited(mean.tensors, factor), weight=examples)

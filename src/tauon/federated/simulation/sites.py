@@ -34,6 +34,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 ROWS = 512
 """Examples in a batch of an evaluation."""
+KEPT = 2
+"""Rounds whose state a client keeps: the last, and the one before it, from which a round that is repeated starts."""
 
 
 class ClientRows:
@@ -145,7 +147,7 @@ class SimulatedSites:
         job.health.load({"mean": 0.0, "good": 0, "bad_in_a_row": 0, "skipped": 0})
 
     def _train(self, name: str, message: Message, local: LocalTraining) -> Message:
-        state = self.states.get(name) or SiteState(keep=1)
+        state = self.states.get(name) or SiteState(keep=KEPT)
         answer = local.train(message, state)
         if state.rounds or local.private:
             self.states[name] = state
@@ -155,7 +157,7 @@ class SimulatedSites:
         if self.held_out is None:
             raise MessageError("the simulated clients have no held-out examples")
         rows = ClientRows(self.evaluated, self.held_out[client])
-        state = self.states.get(self.names[client]) or SiteState(keep=1)
+        state = self.states.get(self.names[client]) or SiteState(keep=KEPT)
         local.load(message.tensors, state.before(message.round + 1))
         fields = {"examples": len(rows), "metrics": metrics_of(local.job, rows.batches)}
         if steps := message.fields.get("fine_tune", 0):
@@ -173,7 +175,7 @@ class SimulatedSites:
             each.setdefault(name, {})[rest] = t
         self.states = {}
         for name, own in each.items():
-            self.states[name] = SiteState(keep=1)
+            self.states[name] = SiteState(keep=KEPT)
             self.states[name].load(own)
 
 
@@ -198,7 +200,7 @@ def metrics_of(job: TrainJob, batches: Callable[[], Iterable[Batch]]) -> dict[st
     """Return loss, the task's validation metrics, and accuracy for tasks with scores of classes."""
     job.model.eval()
     correct = total = 0
-    for batch in batches():
+    for batch in (b.to(job.policy.device) for b in batches()):
         scores = job.task.predict(job.model, batch).get("scores")
         if scores is not None and scores.ndim == 2:
             correct, total = correct + int((scores.argmax(1) == batch.targets).sum()), total + len(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 
 import torch
 from pydantic import Field
@@ -46,7 +47,7 @@ class TrimmedMean(StrategyConfig):
     """Share of the sites dropped at each end: withstands that share of malicious ones. Rounded down to whole sites."""
 
     def refuse(self, sites: int) -> None:
-        least = 1 if self.trim == 0 else max(3, next(n for n in range(1, 10_000) if int(self.trim * n) >= 1))
+        least = 1 if self.trim == 0 else max(3, next(n for n in count(int(1 / self.trim)) if int(self.trim * n) >= 1))
         refuse_few("trimmed-mean", sites, least, f"of fewer, {self.trim:.0%} is no site" if self.trim else "it is a mean")
 
     @torch.no_grad()

@@ -30,10 +30,11 @@ class QFedAvg(StrategyConfig):
 
     @torch.no_grad()
     def combine(self, updates: Sequence[Update]) -> dict[str, Tensor]:
-        lipschitz = 1 / self.client_lr
+        lipschitz, largest = 1 / self.client_lr, max(u.first_loss for u in updates) + 1e-10
         scales, below = [], 0.0
-        for u in updates:
+        for u in updates:  # above and below divided by the largest F^q, so that no loss overflows
             loss = u.first_loss + 1e-10
-            scales.append(loss**self.q * lipschitz)
-            below += self.q * loss ** (self.q - 1) * (lipschitz * norm_of(u.tensors)) ** 2 + lipschitz * loss**self.q
+            power = (loss / largest) ** self.q
+            scales.append(power * lipschitz)
+            below += self.q * power / loss * (lipschitz * norm_of(u.tensors)) ** 2 + lipschitz * power
         return weighted_sum([u.tensors for u in updates], [s / below for s in scales])

@@ -199,6 +199,10 @@ class Federation(TrainExtension):
         if self.account is not None:
             self.account.open(job, self.summation)
 
+    def checkpoint_state(self, step: int, state: dict[str, Any]) -> dict[str, Any]:
+        """The planned rounds: a run that lost some to an interruption (`RoundsAccount.open`) still resumes, also after a second one."""
+        return state | {"total_steps": self.settled.steps}
+
     def ended(self, job: TrainJob) -> None:
         if self.account is not None:
             self.account.settle()

@@ -12,7 +12,7 @@ import torch
 
 from tauon.config import count_as_read
 from tauon.data import Loader
-from tauon.errors import Problem, RecipeError
+from tauon.errors import Problem, RecipeError, RunError
 from tauon.federated import LocalTraining, Message, Site, SiteState, TrainingSite
 from tauon.federated.config import FederateConfig
 from tauon.federated.network import JoinAt, Trouble
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SiteTraining"]
 
+FINAL = "federated"
+"""Key in `job.notes`: the run has the weights that training ended with, not those of the site's own last round."""
+
 
 class SiteTraining(TrainExtension):
     """Waits for the coordinator, trains when it is asked to, and ends when the coordinator says so. The run's model is then the federated one."""
@@ -42,9 +45,13 @@ class SiteTraining(TrainExtension):
         self.ctx, self.config, self.end = ctx, config, end
         self.state = SiteState()
         self.settled: Plan
+        self.batches: Loader
         self.events: EventLog | None = None
         self.save: Callable[..., None] | None = None
         count_as_read(config)  # the coordinator uses it
+
+    def work(self, loader: Loader) -> None:
+        self.batches = loader
 
     def plan(self, plan: Plan) -> None:
         if not self.ctx.recipe.data.rows:
@@ -52,10 +59,8 @@ class SiteTraining(TrainExtension):
         self.settled = plan
         train = self.ctx.train
         steps = (
-            train.steps
-            if train.steps is not None
-            else Loader(self.ctx.splits.train, batch=train.batch, seed=0).steps_for(train.epochs or 1)
-        )
+            train.steps if train.steps is not None else self.batches.steps_for(train.epochs or 1)
+        )  # as in a round: of units, if they are private
         plan.steps = self.config.rounds * steps  # in all rounds: what a private site accounts for
         reason = f"{self.config.rounds} rounds, as many as the coordinator asks for"
         others = (
@@ -82,11 +87,11 @@ class SiteTraining(TrainExtension):
         return self.events
 
     def run(self, loop: Callable[[], object], back_to_checkpoint: Callable[[str], bool]) -> None:
-        """Take part until the coordinator ends it; then save the model of the last message as the run's."""
+        """Take part until the coordinator ends it; then save the model of the last message as the run's. Raises `RunError` if it did not come."""
         from tauon.federated.flower import join
 
         job, ctx, keys = self.job, self.ctx, self.end.keys
-        if job.step >= self.settled.steps:
+        if job.notes.get(FINAL):
             return
         keep = self.config.strategy.keep(job.model)
         self.local = local = LocalTraining(job, len(ctx.splits.train), keep=keep, data=self._examples, most_steps=self.settled.steps)
@@ -97,7 +102,7 @@ class SiteTraining(TrainExtension):
         )
         if not ctx.world.leads:  # the first process of the site speaks with the coordinator
             site.follow()
-            self._save(self.settled.steps, again=True)
+            self._finish(site)
             return
         end = protect(_Watched(site, self._trained), self.config, self._who())
         try:
@@ -107,7 +112,17 @@ class SiteTraining(TrainExtension):
             )  # fmt: skip
         finally:
             site.stop()
-        self._save(self.settled.steps, again=True)  # with the final weights
+        self._finish(site)
+
+    def _finish(self, site: TrainingSite) -> None:
+        """Save the final weights as the run's."""
+        if not site.is_final:
+            raise RunError(
+                f"{self.ctx.run.folder}: the coordinator ended before this site had the final weights; what is here is the model of the site's own last "
+                "round. Ask for the coordinator's model; or let it serve again, and run the same command."
+            )
+        self.job.notes[FINAL] = True
+        self._save(self.settled.steps, again=True)
 
     def _accuracy(self, job: TrainJob) -> dict[str, float]:
         """The accuracy of a classifier on the held-out examples."""
@@ -115,7 +130,7 @@ class SiteTraining(TrainExtension):
         if self.ctx.recipe.task.kind_ != "classification" or held_out is None:
             return {}
         right = [
-            (job.task.predict(job.model, batch)["scores"].argmax(1).cpu() == batch.targets).float()
+            (job.task.predict(job.model, batch.to(job.policy.device))["scores"].argmax(1).cpu() == batch.targets).float()
             for batch in ClientRows(held_out, np.arange(len(held_out))).batches()
         ]
         return {"accuracy": float(torch.cat(right).mean())}
