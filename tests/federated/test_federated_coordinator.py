@@ -345,6 +345,17 @@ def test_a_site_that_joins_with_nonsense_is_refused_and_ends_nothing(identity: A
     assert sorted(events.of("federated_round")[0]["sites"]) == ["east", "south", "west"]
 
 
+def test_a_site_that_claims_more_examples_than_all_others_is_named_unless_its_weight_is_limited() -> None:
+    for weighting, named in ((Weighting(), ["north"]), (Weighting(max_examples=30), []), (Weighting(by="equal"), [])):
+        sites, events = Sites(4), Events()
+        sites.faulty = "join"
+        sites.faults["north"] = lambda m, honest: replace(a := honest(), fields={**a.fields, "examples": 10**9})
+        train(coordinator(sites, count=2, weighting=weighting, events=events))
+        assert [e["site"] for e in events.of("site_outweighs")] == named
+    train(coordinator(Sites(4), count=1, events=(events := Events())))
+    assert not events.of("site_outweighs")
+
+
 def test_samples_are_uniform_and_change_with_the_round() -> None:
     names = [f"s{i}" for i in range(20)]
     drawn = [sample_sites(names, 5, seed=1, number=r) for r in range(400)]

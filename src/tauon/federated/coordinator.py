@@ -47,7 +47,7 @@ def federate(
         summation: how updates are summed; None: in the clear.
         identity: what sites must have in common with the coordinator (`check_identity`).
         on_event: called with the kind of an event and its fields: "site_joined" (of many at once "sites_joined"), "site_refused",
-            "waiting_for_sites", "federated_round" and "round_repeated".
+            "waiting_for_sites", "site_outweighs", "federated_round" and "round_repeated".
         arrivals: for an asynchronous strategy, how answers arrive one by one; None: `transport` is asked by threads.
 
     Raises:

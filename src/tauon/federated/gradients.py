@@ -29,6 +29,8 @@ __all__ = ["FederatedGradients", "StrategyState"]
 
 POLL = 1.0
 """Seconds between two looks for sites that have not joined yet."""
+OUTWEIGHS = 10
+"""A site with more examples than this many times those of all others together is reported."""
 
 
 class StrategyState:
@@ -62,6 +64,8 @@ class FederatedGradients:
         self.examples = 0
         self.combined: dict[str, Tensor] = {}
         self.share, self.part = 1.0, 1.0
+        self._heavy: set[str] = set()
+        """Sites of which was said that they outweigh the others."""
 
     def __call__(self, job: TrainJob, batch: Batch) -> Tensor:
         """Do round `job.step + 1`; return the mean loss of the sites' training."""
@@ -180,10 +184,23 @@ class FederatedGradients:
         rounds, joined = self.rounds, self.roster.joined
         messages = self.messages(number, attempt, asked, self.tensors())
         everyone = rounds.weighting.of([joined[n].examples for n in present])
+        self._say_who_decides(number, dict(zip(present, everyone, strict=True)))
         return RoundRequest(
             messages, self._groups(asked, number, attempt), {n: joined[n].examples for n in asked}, rounds.timeout, rounds.weighting, rounds.limits,
             sum(everyone) * len(asked) / len(present), list(self.strategy.send(self.state.held)), self._is_enough,
         )  # fmt: skip
+
+    def _say_who_decides(self, number: int, weights: Mapping[str, float]) -> None:
+        """Report a site that counts more than `OUTWEIGHS` times as much as all others together, once: what a site declares cannot be checked."""
+        name = max(weights, key=lambda n: weights[n])
+        others = sum(weights.values()) - weights[name]
+        if self.strategy.weighted and len(weights) > 1 and weights[name] > OUTWEIGHS * others and name not in self._heavy:
+            self._heavy.add(name)
+            reason = (
+                f"declares {weights[name]:,.0f} examples, the other {len(weights) - 1} sites {others:,.0f} together: it decides the model. "
+            )
+            reason += "federate.weighting.max_examples limits what a site counts as"
+            self.report("site_outweighs", {"site": name, "round": number, "reason": reason})
 
     def tensors(self) -> dict[str, Tensor]:
         """Return a copy of what sites get."""

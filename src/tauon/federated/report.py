@@ -182,7 +182,7 @@ def _incidents(records: Records) -> str:
     """Sites that were refused or vanished, and rounds that were repeated."""
     said = [
         f"round {e.get('round')}: {e.get('site', 'repeated')}: {e.get('reason')}"
-        for kind in ("site_refused", "round_repeated") for e in records.of_kind(kind)
+        for kind in ("site_refused", "site_outweighs", "round_repeated") for e in records.of_kind(kind)
     ]  # fmt: skip
     for e in records.of_kind("federated_round"):
         said += [f"round {e.get('round')}: {name}: {why}" for k in ("failed", "refused") for name, why in (e.get(k) or {}).items()]

@@ -154,7 +154,7 @@ class Federation(TrainExtension):
         """Log what happens to sites, and tell the user about failures."""
         if self.events is not None:
             self.events.log(kind, **fields)
-        if kind in ("site_refused", "round_repeated"):
+        if kind in ("site_refused", "site_outweighs", "round_repeated"):
             who = fields.get("site", f"round {fields.get('round')}")
             self.ctx.on_event("warning", message=f"{who}: {fields.get('reason', '')}")
 
