@@ -42,6 +42,7 @@ def test_a_round_is_on_disk_when_its_answer_leaves(
         found = latest_checkpoint(tmp_path / "site" / "checkpoints")
         steps.append((end.site.local.job.step, 0 if found is None else found.step))
         answered.set()
+        end.answer(Message("final", 3, "n3", {"session": session}, weights))
 
     monkeypatch.setattr("tauon.artifacts.writer.write_checkpoint", slow)
     monkeypatch.setattr("tauon.federated.flower.join", coordinator)

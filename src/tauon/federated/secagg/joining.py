@@ -42,7 +42,7 @@ def join_sites(transport: Transport, names: Sequence[str], pinned: PinnedKeys, *
         except Refused as err:
             refused[name] = str(err)
     usual = statistics.median_low(rounds.values()) if rounds else 0
-    for name, number in rounds.items():  # all sites would have to go on from there, and their numbers never fall
+    for name, number in rounds.items():  # all sites would have to continue from there, and their numbers never fall
         if number > usual + FURTHEST:
             refused[name] = f"it took part in round {str(number)[:20]}, it says, far beyond the {usual} of the other sites"
     joined = [name for name in rounds if name not in refused]
