@@ -7,11 +7,12 @@ PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check -c constra
 # Two tests at a time: many of them wait, for a process to start or for a time-out to pass.
 SIDE_BY_SIDE := -n 2 --dist worksteal
 
-.PHONY: quickstart test test-slow test-distributed test-federated check format docs bench clean help
+.PHONY: quickstart test test-long test-slow test-distributed test-federated check format docs bench clean help
 
 help:
 	@echo "make quickstart   install, train a small GPT on Python's own source, evaluate it, write its report (minutes)"
-	@echo "make test         the tests, on the CPU alone (about 20 minutes on two cores)"
+	@echo "make test         the tests, on the CPU alone (about 10 minutes on two cores)"
+	@echo "make test-long    the rest of what CI runs: documented commands, plugins, kills, exported formats (about 6 minutes on two cores)"
 	@echo "make test-slow    the recipes at full size, against the figures that they must reach"
 	@echo "make test-distributed  every layout against one process, killed workers, other layouts on resume (about 14 minutes on two cores)"
 	@echo "make test-federated  a coordinator and sites in network namespaces, through killed ones (as root, about 8 minutes on two cores)"
@@ -42,6 +43,9 @@ quickstart: $(VENV)/.user
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+test-long: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "long and not slow" $(SIDE_BY_SIDE)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow and not distributed" --timeout 3600

@@ -31,6 +31,8 @@ from test_docs import PAGES, ROOT, commands, leaf, name_of
 from tones import tone, write_wav
 from toy import Ended, Tauon, merged, table_recipe, words
 
+pytestmark = pytest.mark.long
+
 # ---------------------------------------------------------------------------------------------- what is shown
 
 

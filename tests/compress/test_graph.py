@@ -16,6 +16,8 @@ from tauon.compress.graph import GraphInt8
 from tauon.runtimes import FORMATS, Program, Signature, trace
 from tauon.runtimes.base import threads_for
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("torchao")
 pytest.importorskip("onnxruntime")
 

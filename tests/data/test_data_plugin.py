@@ -12,6 +12,8 @@ import pytest
 
 from test_plugins import EXAMPLE, ROOT, install, python, tauon
 
+pytestmark = pytest.mark.long
+
 RECIPE = EXAMPLE / "events.yaml"
 
 

@@ -28,6 +28,8 @@ from tauon.privacy.charge import settle_run
 from tauon.privacy.ledger import find_ledgers
 from tauon.recipe import Recipe
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from tauon.train import TrainJob
 from tauon.types import Batch
 from toy import Tauon, text_recipe
 
+pytestmark = pytest.mark.long
+
 
 def job_of(model: dict[str, Any] = GPT, spec: Any = TEXT, **more: Any) -> TrainJob:
     return make_job({"replicate": 1}, {"kind": "mesh", "replicate": 1}, model, SGD, spec, packed=False, **more)

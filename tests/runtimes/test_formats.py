@@ -16,6 +16,8 @@ from tauon.runtimes import FORMATS, Agreement, RuntimeModule, Signature, TensorS
 from tauon.tasks import Task
 from tauon.types import Batch
 
+pytestmark = pytest.mark.long
+
 MEASUREMENTS = json.loads(MEASURED.read_text())
 NEEDS = {
     "onnx": "onnxscript",

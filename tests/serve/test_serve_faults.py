@@ -25,6 +25,8 @@ import pytest
 import worlds
 from processes import ServerProcess, read_answer, request
 
+pytestmark = pytest.mark.long
+
 ROW = [{"age": 50, "town": "Ulm"}]
 GOOD = request("POST", "/predict", json.dumps(ROW).encode())
 MIB = 2**20

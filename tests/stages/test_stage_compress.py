@@ -22,6 +22,8 @@ from tauon.recipe import Recipe, load_recipe
 from tauon.report import Records
 from tauon.stages.side_effects import membership_auc
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torchao")
 FAST = {"seconds": 0.02, "batch_sizes": [1, 4]}

@@ -27,6 +27,8 @@ from tauon.predict import open_trained
 from tauon.recipe import load_recipe
 from tauon.stages.context import Context, null_callback
 
+pytestmark = pytest.mark.long
+
 RECORD, MAPS, CARD = "explain/explanation.json", "explain/maps.safetensors", "card.md"
 LONG = ("series-calendar", "series-inputs", "series-quantiles", "series-patchtst", "sounds-conformer", "table-codes", "table-tabular")
 """Kinds that take seconds."""

@@ -20,6 +20,8 @@ from tauon.recipe import load_recipe
 from tauon.stages import explain as stage
 from tones import write_wav
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def worlds(tmp_path: Path) -> Worlds:

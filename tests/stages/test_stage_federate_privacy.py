@@ -21,6 +21,8 @@ from tauon.privacy.charge import settle_run
 from tauon.privacy.ledger import Ledger
 from tauon.recipe import Recipe
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("sklearn")
 BUDGET = {"epsilon": 8.0, "delta": 1e-2}
 

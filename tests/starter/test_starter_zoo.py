@@ -19,6 +19,8 @@ from tauon.starter import Draft, draft, write_draft
 from tauon.starter.timing import add_time
 from toy import words
 
+pytestmark = pytest.mark.long
+
 CASES = [pytest.param(case, id=case.name) for case in ZOO]
 
 
