@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +18,14 @@ pytest.importorskip("sklearn")
 from ledger_runs import Stop, actions, entries, in_child, keys_in, killed, recipe, remembered, train, weights
 
 from tauon.artifacts import RunFolder, load_checkpoint, read_json, write_json
+from tauon.cli.launch import launch_elsewhere
 from tauon.errors import PrivacyError, RunError
 from tauon.pipeline import run
 from tauon.privacy import fitting
 from tauon.privacy import run as of_run
 from tauon.privacy.charge import settle_run
 from tauon.privacy.ledger import Ledger, find_ledgers
+from tauon.recipe import load_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -248,6 +251,18 @@ def test_fresh_settles_what_is_set_aside_and_throws_its_key_away(tmp_path: Path,
         settle_run(folder)
     train(recipe(tmp_path, "name=lost"), tmp_path, fresh=True)
     assert entries(ledgers)[6].releases == entries(ledgers)[5].releases  # of which nothing is known: charged in full
+
+
+def test_fresh_with_processes_started_elsewhere_settles_as_well(tmp_path: Path, ledgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = killed(recipe(tmp_path), tmp_path, 3)
+    monkeypatch.setattr("tauon.launch.launch", lambda *_, **__: "")
+    show: Any = SimpleNamespace(on_event=lambda *_, **__: None)
+    assert launch_elsewhere(load_recipe(folder, on="local:2"), "train", folder, show, options=(), fresh=True, dry_run=False)
+    assert (
+        (folder.with_name("table.1") / "checkpoints").is_dir()
+        and actions(ledgers) == ["open", "reserve", "settle"]
+        and not keys_in(tmp_path)
+    )
 
 
 def test_a_kill_between_the_reservation_and_the_manifest_has_every_way_out(

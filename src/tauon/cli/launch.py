@@ -49,6 +49,7 @@ def launch_elsewhere(
     from tauon.errors import RecipeError
     from tauon.launch import Here, Job, in_a_worker, launch
     from tauon.recipe import to_yaml
+    from tauon.stages.extensions import set_aside
 
     config = tree.launch
     if in_a_worker() or (isinstance(config, Here) and not dry_run):
@@ -64,7 +65,7 @@ def launch_elsewhere(
             raise RecipeError("--fresh cannot rename a folder inside the cluster. Give this run another name (name=...).")
         if not dry_run and job.folder.exists():
             with RunFolder.open(job.folder) as record:  # once, not at every restart of the workers
-                show.on_event("aside", folder=str(record.set_aside()))
+                set_aside(record, show.on_event)
     text = launch(config, job, dry_run=dry_run, on_event=show.on_event)
     if dry_run:
         click.echo(text, nl=False)
