@@ -279,6 +279,7 @@ def test_a_round_with_too_few_answers_is_repeated_with_other_sites() -> None:
     (repeated,), (done,) = events.of("round_repeated"), events.of("federated_round")
     assert "0 good answers of 2 sites, at least 2 are needed" in repeated["reason"]
     assert (repeated["attempt"], done["attempt"]) == (0, 1)
+    assert repeated["sent_bytes"] == done["sent_bytes"] > 0 and repeated["received_bytes"] == 0
     assert job.step == 1
 
 

@@ -116,10 +116,10 @@ class FederatedGradients:
             good, enough = len(collected.sites), self._is_enough(len(collected.sites), len(collected.updates))
             event: dict[str, Any] = {"round": number, "attempt": attempt, "asked": len(asked), "good": good}
             event |= {"sites": collected.sites, "failed": collected.failed, "refused": collected.refused}
+            event |= {"sent_bytes": sum(tensor_bytes(m) for m in request.messages.values()), "received_bytes": collected.received_bytes}
             if enough:
-                sent = sum(tensor_bytes(m) for m in request.messages.values())
                 job.measured |= {"sites": good, "refused": len(collected.refused), "failed": len(collected.failed), "attempt": attempt}
-                self.report("federated_round", event | {"sent_bytes": sent, "received_bytes": collected.received_bytes})
+                self.report("federated_round", event)
                 self.share = self._share_of(collected.sites)
                 total = sum(u.weight for u in collected.updates)
                 limit = request.weighting.divisor(total, request.expected)

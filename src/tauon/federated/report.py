@@ -30,7 +30,7 @@ def federation(records: Records) -> Section | None:
     charts = [_losses(rounds), _participation(rounds)]
     html += f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
     html += _comparison(comparison) if comparison else ""
-    html += _sites(found.get("sites"), rounds) + _traffic(rounds) + _incidents(records)
+    html += _sites(found.get("sites"), rounds) + _traffic([*rounds, *records.of_kind("round_repeated")], len(rounds)) + _incidents(records)
     return Section("federation", "Federated training", html)
 
 
@@ -170,11 +170,9 @@ def _fairness(sites: Mapping[str, Any], names: Sequence[str]) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def _traffic(rounds: Sequence[Mapping[str, Any]]) -> str:
-    down, up = (sum(number(r.get(k)) or 0 for r in rounds) for k in ("sent_bytes", "received_bytes"))
-    text = (
-        f"{count(len(rounds))} rounds; {human_bytes(down)} went to the sites and {human_bytes(up)} came back (weights and updates alone)."
-    )
+def _traffic(attempts: Sequence[Mapping[str, Any]], rounds: int) -> str:
+    down, up = (sum(number(r.get(k)) or 0 for r in attempts) for k in ("sent_bytes", "received_bytes"))
+    text = f"{count(rounds)} rounds; {human_bytes(down)} went to the sites and {human_bytes(up)} came back (weights and updates alone)."
     return f'<p class="note">{escape(text)}</p>'
 
 
