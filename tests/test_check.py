@@ -23,7 +23,7 @@ from tauon.testing.processes import run_processes
 from tones import tone, write_wav
 from toy import Tauon, table_recipe, text_recipe, words, write
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.long]
 
 GPT_TOY = {"kind": "gpt", "layers": 2, "width": 32, "heads": 4, "dropout": 0.1}
 

@@ -12,6 +12,8 @@ import pytest
 
 from toy import nothing_half_written, text_recipe
 
+pytestmark = pytest.mark.long
+
 MAIN = "from tauon.cli import main; main()"
 EARLY = 130  # lines of -X importtime before the command line is there, about: Python itself ends by the signal, a shell calls that 130, too
 

@@ -29,6 +29,8 @@ from tauon.stages.export import export_run
 from tones import tone, write_wav
 from toy import merged
 
+pytestmark = pytest.mark.long
+
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 

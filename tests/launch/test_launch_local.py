@@ -23,7 +23,7 @@ from tauon.config import parse
 from tauon.errors import Interrupted, LaunchError
 from tauon.launch import Job, LaunchConfig, WorkerFailed, launch
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.long]
 STANDIN = Path(__file__).parent / "standin.py"
 
 

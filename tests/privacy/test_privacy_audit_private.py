@@ -16,6 +16,8 @@ import torch
 from tauon.artifacts import load_checkpoint
 from toy import Tauon, merged, write
 
+pytestmark = pytest.mark.long
+
 COINS = 780
 
 

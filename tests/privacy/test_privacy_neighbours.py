@@ -29,6 +29,8 @@ from tauon.train import TrainJob
 from tauon.types import Batch, Dataset
 from toy import text_recipe, words
 
+pytestmark = pytest.mark.long
+
 SEEDED: dict[str, Any] = {"noise_multiplier": 1.0, "delta": 1e-3, "generator": "seeded"}
 
 

@@ -27,6 +27,8 @@ from tauon.privacy.charge import settle_run
 from tauon.privacy.ledger import Ledger, find_ledgers
 from tauon.recipe import load_recipe
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

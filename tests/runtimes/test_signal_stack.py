@@ -10,6 +10,8 @@ import pytest
 
 from tauon.runtimes.signal_stack import signal_stack, signal_stack_kept
 
+pytestmark = pytest.mark.long
+
 PROGRAM = """
 import faulthandler, gc, os, signal, sys, threading
 from pathlib import Path

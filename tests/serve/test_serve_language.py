@@ -14,6 +14,8 @@ from tauon.recipe import load_recipe
 from tauon.stages.context import Context, null_callback
 from tauon.stages.generate import TextGenerator
 
+pytestmark = pytest.mark.long
+
 openai = pytest.importorskip("openai")
 
 
