@@ -6,7 +6,7 @@ import asyncio
 import time
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from tauon.serve.connections import Sweeper
 from tauon.serve.drift import Drift, Reference, psi
 from tauon.serve.errors import HttpError
 from tauon.serve.limits import RateLimit
+from tauon.serve.predicting import _computed
 from tauon.serve.rollout import PASSED, Rollout
 from tauon.serve.sites import Sites
 
@@ -155,6 +156,27 @@ def test_too_much_waiting_is_refused_and_nothing_else() -> None:
         batcher.close()
 
     asyncio.run(main())
+
+
+def test_a_large_request_is_not_computed_row_by_row_because_the_first_call_was_slow() -> None:
+    sizes: list[int] = []
+
+    class Many(list[int]):
+        def part(self, start: int, end: int) -> Many:
+            return Many(self[start:end])
+
+    async def scenario() -> list[Any]:
+        batcher = Batcher(
+            lambda items: [(sizes.append(n), list(rows))[1] for rows, n in items], latency_target=0.05, most_queued=1000, most_wait=60
+        )
+        batcher.speed.add(1, 5.0)  # a model that was still being loaded
+        state: Any = SimpleNamespace(batcher=lambda served: batcher)
+        found = await _computed(state, cast(Any, None), cast(Any, Many(range(20_000))), 20_000)
+        batcher.close()
+        return found
+
+    assert asyncio.run(scenario()) == list(range(20_000))
+    assert len(sizes) < 500
 
 
 def test_rows_that_a_fast_model_answers_within_the_target_are_not_refused() -> None:

@@ -114,8 +114,8 @@ async def _computed(state: ServerState, served: Served, rows: Rows, n: int) -> l
     if n <= most:
         return list(await batcher.submit((rows, n), n))
     found: list[dict[str, Any]] = []
-    for start in range(0, n, most):
-        part = rows.part(start, min(n, start + most))
+    while len(found) < n:  # parts grow while it is learnt how fast the model is: what was measured at the start may be a single slow call
+        part = rows.part(len(found), min(n, len(found) + batcher.most_rows))
         found += await batcher.submit((part, len(part)), len(part))
     return found
 
