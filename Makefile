@@ -11,7 +11,7 @@ SIDE_BY_SIDE := -n 2 --dist worksteal
 
 help:
 	@echo "make quickstart   install, train a small GPT on Python's own source, evaluate it, write its report (minutes)"
-	@echo "make test         the tests, on the CPU alone (about 11 minutes on two cores)"
+	@echo "make test         the tests, on the CPU alone (about 10 minutes on two cores)"
 	@echo "make test-long    the rest of what CI runs: documented commands, plugins, kills, exported formats (about 7 minutes on two cores)"
 	@echo "make test-slow    the recipes at full size, against the figures that they must reach"
 	@echo "make test-distributed  every layout against one process, killed workers, other layouts on resume (about 14 minutes on two cores)"
